@@ -1,0 +1,12 @@
+//! One folder for each outside system, each behind its feature. Siblings never see each other.
+
+#[cfg(feature = "elasticsearch")]
+pub mod elasticsearch;
+#[cfg(feature = "kafka")]
+pub mod kafka;
+#[cfg(feature = "object-store")]
+pub mod object_store;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+#[cfg(feature = "s3")]
+pub mod s3;

@@ -1,0 +1,34 @@
+//! What Tombstream talks about, and the ports through which it talks.
+//!
+//! A [`Relation`] is a Postgres table under care. A [`Change`] says what an event means for one of
+//! its rows; what may lead to a deletion becomes a [`Candidate`]. The [`Ledger`] claims candidates
+//! and gives [`Claimed`] deletions, each with its [`Target`]s: one [`Address`] in one store. A
+//! [`Sink`] destroys targets and answers with [`Outcome`]s; joined they are a [`Settled`] deletion,
+//! which the ledger finalizes.
+//!
+//! This crate knows no runtime, no dataflow and no client library. What needs one implements a port.
+
+mod address;
+mod change;
+pub mod decode;
+mod deletion;
+mod key;
+mod ledger;
+mod position;
+mod relation;
+mod sink;
+mod source;
+
+pub use address::{Address, AddressError, AddressTemplate, Row, Template, TemplateError};
+pub use change::{Candidate, Cause, Change, FlagState, FlagValue, Found, Op};
+pub use deletion::{DeletionId, State, Verdict};
+pub use key::{Key, KeyError, KeyKind};
+pub use ledger::{
+    Claimed, ClaimedTarget, DeadLetter, Disposition, Ending, Fence, Ledger, LedgerError, Settled,
+};
+pub use position::{Generation, Lsn, ParseLsnError, Position};
+pub use relation::{
+    Flag, FlagKind, KeyColumn, OnHardDelete, Relation, RelationId, StoreId, TargetTemplate,
+};
+pub use sink::{Outcome, Presence, Sink, SinkError, Target, Verification};
+pub use source::{Event, Mark, Origin, Polled, Records, Source, SourceError};
