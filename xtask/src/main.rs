@@ -1,1 +1,43 @@
-fn main() {}
+//! The developers' commands: `cargo xtask --help` lists them.
+
+mod check;
+mod services;
+mod shell;
+mod tests;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The developers' commands of Tombstream")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Format, lints, docs, licences and crate boundaries, the compose file
+    Check,
+    /// Unit, property, live and end-to-end tests; starts the servers they need and stops them
+    Test(tests::Options),
+    /// The real servers that tests and development run against
+    Services(services::cli::Options),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    shell::listen_for_interrupts();
+    let done = match Cli::parse().command {
+        Command::Check => check::run().await,
+        Command::Test(options) => tests::run(options).await,
+        Command::Services(options) => services::cli::run(options).await,
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
