@@ -1,8 +1,25 @@
 //! Where one copy is, and what is never sent (S8).
+//!
+//! Owned here: the templates' syntax, what of them is refused when the configuration is read
+//! ([`AddressTemplate::check`]), and what is parked when a row is resolved
+//! ([`AddressTemplate::resolve`]). What a store makes of an address is its connector's matter.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+/// What Debezium writes for a TOASTed value that the event does not carry. It is no value, so it
+/// must reach no store.
+pub(crate) const UNAVAILABLE: &str = "__debezium_unavailable_value";
+
+/// S3's bound on a key, in bytes of UTF-8. Longer keys can't have been written.
+const OBJECT_KEY_BYTES_MAX: usize = 1_024;
+/// Elasticsearch's bound on an `_id`, in bytes of UTF-8.
+const DOCUMENT_ID_BYTES_MAX: usize = 512;
+/// Lucene's bound on a term, in bytes: a longer value is in no index, so a search proves nothing.
+const TERM_BYTES_MAX: usize = 32_766;
 
 /// Where one copy (or one delimited group of copies) is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -45,11 +62,14 @@ pub enum Address {
 }
 
 /// A text with columns of the row in braces: `{tenant_id}/{id}/original`. `{{` and `}}` are braces.
+///
+/// Its `Display` gives back the text it was read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     parts: Vec<Part>,
 }
 
+/// Two literals never follow each other, and none is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
     Literal(String),
@@ -108,23 +128,134 @@ pub struct Row<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
     /// A brace without its partner, or an empty name.
-    #[error("unbalanced or empty braces in `{0}`")]
+    #[error(
+        "unbalanced or empty braces in `{0}`: write a column as {{id}}, and a brace itself twice"
+    )]
     Braces(String),
+    /// A key column does not occur, so that several rows would share the address.
+    #[error(
+        "`{template}` lacks the key column `{column}`, so several rows would share one address: \
+         add {{{column}}}"
+    )]
+    KeyColumn {
+        /// The template.
+        template: String,
+        /// The column that is not in it.
+        column: String,
+    },
+    /// The template names no column.
+    #[error("`{0}` names no column, so every row would have this one address: add the key's")]
+    Literal(String),
+    /// Two columns follow each other directly.
+    #[error(
+        "`{template}` joins `{left}` and `{right}` with nothing between them, so `1`, `23` and \
+         `12`, `3` would share one address: put a delimiter such as / between them"
+    )]
+    Joined {
+        /// The template.
+        template: String,
+        /// The first of the two columns.
+        left: String,
+        /// The second.
+        right: String,
+    },
+    /// A prefix that does not end in the delimiter.
+    #[error(
+        "the prefix `{0}` does not end in /, so `docs/1` would take `docs/10/x` along: end it in /"
+    )]
+    PrefixEnd(String),
+    /// A `.` or `..` between slashes, which some clients resolve.
+    #[error("`{0}` has a segment `.` or `..`, which some clients resolve: take it out")]
+    DotSegment(String),
+    /// Literal text that the store's protocol can't carry.
+    #[error("`{0}` holds a control character that the store's protocol can't carry: take it out")]
+    Unsendable(String),
+    /// A bucket, index or field without a name.
+    #[error("the {0} has no name")]
+    Unnamed(&'static str),
+    /// An index (or field) name that may stand for several.
+    #[error(
+        "`{0}` may stand for several indices or fields (`*`, `?`, `,`, `<`, a leading `-`, \
+         `_all`): name one index or alias"
+    )]
+    Wildcard(String),
 }
 
-/// Why a row gives no address: what is parked, never sent.
+/// Why a row gives no address: what is parked, never sent. No message holds a value of the row.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// The column is null or empty.
     #[error("column `{0}` is empty")]
     Empty(String),
+    /// The row was read without this column.
+    #[error("column `{0}` was not read with the row")]
+    Unread(String),
+    /// The value holds a character that stands between columns.
+    #[error(
+        "column `{column}` holds the delimiter {delimiter:?}, so the address could be another row's"
+    )]
+    Delimiter {
+        /// The column.
+        column: String,
+        /// The character.
+        delimiter: char,
+    },
+    /// The value is, or holds, Debezium's placeholder for a value that it has not read.
+    #[error("column `{0}` holds the placeholder `__debezium_unavailable_value`, which is no value")]
+    Placeholder(String),
+    /// A `.` or `..` between slashes, which some clients resolve.
+    #[error("the address has a segment `.` or `..`, which some clients resolve")]
+    DotSegment,
+    /// A character that the store's protocol can't carry.
+    #[error("the address holds the character U+{0:04X}, which the store's protocol can't carry")]
+    Unsendable(u32),
+    /// Longer than the store can hold.
+    #[error("{what} of {bytes} bytes; the store holds at most {bytes_max}")]
+    Long {
+        /// What is too long.
+        what: &'static str,
+        /// Its length.
+        bytes: usize,
+        /// The bound.
+        bytes_max: usize,
+    },
 }
 
 impl Template {
     /// Reads a template.
     pub fn parse(text: &str) -> Result<Self, TemplateError> {
-        let _ = text;
-        unimplemented!("template")
+        let braces = || TemplateError::Braces(text.to_owned());
+        let mut parts = Vec::new();
+        let mut literal = String::new();
+        let mut rest = text.chars().peekable();
+        while let Some(next) = rest.next() {
+            match next {
+                '{' | '}' if rest.next_if_eq(&next).is_some() => literal.push(next),
+                '{' => {
+                    let mut name = String::new();
+                    loop {
+                        match rest.next() {
+                            None | Some('{') => return Err(braces()),
+                            Some('}') => break,
+                            Some(other) => name.push(other),
+                        }
+                    }
+                    if name.is_empty() {
+                        return Err(braces());
+                    }
+                    if !literal.is_empty() {
+                        parts.push(Part::Literal(std::mem::take(&mut literal)));
+                    }
+                    parts.push(Part::Column(name));
+                }
+                '}' => return Err(braces()),
+                other => literal.push(other),
+            }
+        }
+        if !literal.is_empty() {
+            parts.push(Part::Literal(literal));
+        }
+        Ok(Self { parts })
     }
 
     /// The columns it names, in their order.
@@ -134,23 +265,274 @@ impl Template {
             Part::Literal(_) => None,
         })
     }
+
+    /// The rules that every template of an address keeps, whatever its store.
+    fn check_injective(&self, key_columns: &[&str]) -> Result<(), TemplateError> {
+        if self.columns().next().is_none() {
+            return Err(TemplateError::Literal(self.to_string()));
+        }
+        if let Some(column) =
+            key_columns.iter().find(|key| self.columns().all(|name| name != **key))
+        {
+            return Err(TemplateError::KeyColumn {
+                template: self.to_string(),
+                column: (*column).to_owned(),
+            });
+        }
+        for pair in self.parts.windows(2) {
+            if let [Part::Column(left), Part::Column(right)] = pair {
+                return Err(TemplateError::Joined {
+                    template: self.to_string(),
+                    left: left.clone(),
+                    right: right.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The rules for what becomes an object key: segments and characters of the literal text.
+    fn check_path(&self) -> Result<(), TemplateError> {
+        // A column gives at least one character, and which one is known only with the row.
+        let shape: String = self
+            .parts
+            .iter()
+            .map(|part| match part {
+                Part::Literal(text) => text.as_str(),
+                Part::Column(_) => "column",
+            })
+            .collect();
+        if has_dot_segment(&shape) {
+            return Err(TemplateError::DotSegment(self.to_string()));
+        }
+        if shape.chars().any(|c| !is_xml(c)) {
+            return Err(TemplateError::Unsendable(self.to_string().escape_debug().to_string()));
+        }
+        Ok(())
+    }
+
+    /// The literal text next to the part at `index`, where another column stands behind it.
+    fn delimiters(&self, index: usize) -> impl Iterator<Item = char> {
+        let literal = |between: Option<&Part>, beyond: Option<&Part>| match (between, beyond) {
+            (Some(Part::Literal(text)), Some(Part::Column(_))) => text.clone(),
+            _ => String::new(),
+        };
+        let part = |at: Option<usize>| at.and_then(|at| self.parts.get(at));
+        let left = literal(part(index.checked_sub(1)), part(index.checked_sub(2)));
+        let right = literal(part(index.checked_add(1)), part(index.checked_add(2)));
+        (left + &right).chars().collect::<Vec<_>>().into_iter()
+    }
+
+    /// The text for `row`, or why `rule` parks it.
+    fn resolve(&self, row: Row<'_>, rule: Rule) -> Result<String, AddressError> {
+        let mut text = String::new();
+        for (index, part) in self.parts.iter().enumerate() {
+            let name = match part {
+                Part::Literal(literal) => {
+                    text.push_str(literal);
+                    continue;
+                }
+                Part::Column(name) => name,
+            };
+            let value = row.value(name)?;
+            if value.contains(UNAVAILABLE) {
+                return Err(AddressError::Placeholder(name.clone()));
+            }
+            let slash = (rule == Rule::Prefix).then_some('/');
+            let delimiters = (rule != Rule::Routing).then(|| self.delimiters(index));
+            let mut refused = delimiters.into_iter().flatten().chain(slash);
+            if let Some(delimiter) = refused.find(|refused| value.contains(*refused)) {
+                return Err(AddressError::Delimiter { column: name.clone(), delimiter });
+            }
+            text.push_str(value);
+        }
+        Ok(text)
+    }
+}
+
+/// What a text of a template is for, and so which values are parked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rule {
+    /// It identifies one copy, or all that have this very value.
+    Whole,
+    /// It identifies all that begin with it.
+    Prefix,
+    /// It only says where to look; the rest of the address identifies.
+    Routing,
+}
+
+impl FromStr for Template {
+    type Err = TemplateError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse(text)
+    }
+}
+
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in &self.parts {
+            match part {
+                Part::Literal(text) => {
+                    f.write_str(&text.replace('{', "{{").replace('}', "}}"))?;
+                }
+                Part::Column(name) => write!(f, "{{{name}}}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Row<'a> {
+    /// The value of `column`, unless it is null or empty.
+    fn value(&self, column: &str) -> Result<&'a str, AddressError> {
+        let index = self.columns.iter().position(|name| *name == column);
+        match index.and_then(|index| self.values.get(index)) {
+            None => Err(AddressError::Unread(column.to_owned())),
+            Some(None | Some("")) => Err(AddressError::Empty(column.to_owned())),
+            Some(Some(value)) => Ok(value),
+        }
+    }
 }
 
 impl AddressTemplate {
-    /// Every column it names.
+    /// The template that identifies the copy: the key, prefix, id or value; never the routing.
+    pub fn template(&self) -> &Template {
+        match self {
+            Self::Object { key, .. } => key,
+            Self::Prefix { prefix, .. } => prefix,
+            Self::Document { id, .. } => id,
+            Self::Field { value, .. } => value,
+        }
+    }
+
+    fn routing(&self) -> Option<&Template> {
+        match self {
+            Self::Object { .. } | Self::Prefix { .. } => None,
+            Self::Document { routing, .. } | Self::Field { routing, .. } => routing.as_ref(),
+        }
+    }
+
+    /// Every column it names, each once, in the order of first use.
     pub fn columns(&self) -> Vec<&str> {
-        unimplemented!("columns")
+        let mut columns = Vec::new();
+        for column in
+            self.template().columns().chain(self.routing().into_iter().flat_map(Template::columns))
+        {
+            if !columns.contains(&column) {
+                columns.push(column);
+            }
+        }
+        columns
     }
 
     /// Refuses a template that does not hold the whole key injectively, or that can't be an address.
+    ///
+    /// Not seen from here: a *living* row whose own value holds `/` and which therefore lies under
+    /// another row's prefix (`docs/1/` and the row `1/2`). A prefix over a column of free text needs
+    /// a constraint in the table.
     pub fn check(&self, key_columns: &[&str]) -> Result<(), TemplateError> {
-        let _ = key_columns;
-        unimplemented!("check")
+        let named = |what, name: &str| {
+            if name.is_empty() { Err(TemplateError::Unnamed(what)) } else { Ok(()) }
+        };
+        self.template().check_injective(key_columns)?;
+        match self {
+            Self::Object { bucket, key } => {
+                named("bucket", bucket)?;
+                key.check_path()
+            }
+            Self::Prefix { bucket, prefix } => {
+                named("bucket", bucket)?;
+                match prefix.parts.last() {
+                    Some(Part::Literal(end)) if end.ends_with('/') => prefix.check_path(),
+                    _ => Err(TemplateError::PrefixEnd(prefix.to_string())),
+                }
+            }
+            Self::Document { index, .. } => {
+                named("index", index)?;
+                check_name(index)
+            }
+            Self::Field { index, field, .. } => {
+                named("index", index)?;
+                named("field", field)?;
+                check_name(index)?;
+                check_name(field)
+            }
+        }
     }
 
     /// The address of `row`'s copy, or why it must not be sent.
+    ///
+    /// Invariant (S8): where a template joins columns, a value with any character of the literal
+    /// text that stands between it and another column is parked. What is left can be taken apart in
+    /// one way only, even against rows that are parked themselves: reading from the left, no
+    /// delimiter can begin before its place, and from the right none can end behind it. In a prefix
+    /// no value may hold `/`, so all prefixes of a template have as many slashes and none begins
+    /// another; tests/address.rs.
     pub fn resolve(&self, row: Row<'_>) -> Result<Address, AddressError> {
-        let _ = row;
-        unimplemented!("resolve")
+        let routing = |template: &Option<Template>| {
+            let text =
+                template.as_ref().map(|text| text.resolve(row, Rule::Routing)).transpose()?;
+            text.map(|text| short("a routing value", text, TERM_BYTES_MAX)).transpose()
+        };
+        match self {
+            Self::Object { bucket, key } => Ok(Address::Object {
+                bucket: Arc::clone(bucket),
+                key: sendable(key.resolve(row, Rule::Whole)?)?,
+            }),
+            Self::Prefix { bucket, prefix } => Ok(Address::Prefix {
+                bucket: Arc::clone(bucket),
+                prefix: sendable(prefix.resolve(row, Rule::Prefix)?)?,
+            }),
+            Self::Document { index, id, routing: template } => Ok(Address::Document {
+                index: Arc::clone(index),
+                id: short("a document id", id.resolve(row, Rule::Whole)?, DOCUMENT_ID_BYTES_MAX)?,
+                routing: routing(template)?,
+            }),
+            Self::Field { index, field, value, routing: template } => Ok(Address::Field {
+                index: Arc::clone(index),
+                field: Arc::clone(field),
+                value: short("a field value", value.resolve(row, Rule::Whole)?, TERM_BYTES_MAX)?,
+                routing: routing(template)?,
+            }),
+        }
     }
+}
+
+/// Refuses the names that Elasticsearch expands: wildcards, lists, exclusions, date math, `_all`.
+fn check_name(name: &str) -> Result<(), TemplateError> {
+    if name.contains(['*', '?', ',', '<']) || name.starts_with('-') || name == "_all" {
+        return Err(TemplateError::Wildcard(name.to_owned()));
+    }
+    Ok(())
+}
+
+/// An object key or prefix, if S3's protocol carries it as it is.
+///
+/// A leading `/` and empty segments (`foo//bar`) are legal and stay. Tab, newline and carriage
+/// return pass: the request's writer escapes what an XML parser would normalise.
+fn sendable(key: String) -> Result<String, AddressError> {
+    if has_dot_segment(&key) {
+        return Err(AddressError::DotSegment);
+    }
+    if let Some(refused) = key.chars().find(|c| !is_xml(*c)) {
+        return Err(AddressError::Unsendable(u32::from(refused)));
+    }
+    short("an object key", key, OBJECT_KEY_BYTES_MAX)
+}
+
+fn short(what: &'static str, text: String, bytes_max: usize) -> Result<String, AddressError> {
+    if text.len() > bytes_max {
+        return Err(AddressError::Long { what, bytes: text.len(), bytes_max });
+    }
+    Ok(text)
+}
+
+fn has_dot_segment(key: &str) -> bool {
+    key.split('/').any(|segment| matches!(segment, "." | ".."))
+}
+
+/// Whether XML 1.0 has this character (production 2, `Char`).
+fn is_xml(c: char) -> bool {
+    matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
 }

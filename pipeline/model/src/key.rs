@@ -84,7 +84,11 @@ impl Key {
         if kinds.len() != texts.len() {
             return Err(KeyError::Columns { found: texts.len(), expected: kinds.len() });
         }
-        kinds.zip(texts).map(|(kind, text)| kind.canonical(text)).collect::<Result<_, _>>().map(Self)
+        kinds
+            .zip(texts)
+            .map(|(kind, text)| kind.canonical(text))
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 
     /// Takes texts that Postgres itself wrote, and so are canonical already.

@@ -8,6 +8,8 @@
 //!
 //! This crate knows no runtime, no dataflow and no client library. What needs one implements a port.
 
+#![warn(missing_docs)]
+
 mod address;
 mod change;
 pub mod decode;

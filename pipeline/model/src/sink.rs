@@ -111,8 +111,10 @@ pub trait Sink: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<Outcome>, SinkError>> + Send;
 
     /// Looks whether the copies are there, for read-back, sampling and audit. Changes nothing.
-    fn look(&self, batch: &[Target])
-    -> impl Future<Output = Result<Vec<Presence>, SinkError>> + Send;
+    fn look(
+        &self,
+        batch: &[Target],
+    ) -> impl Future<Output = Result<Vec<Presence>, SinkError>> + Send;
 
     /// Most targets that one request to this store takes.
     fn batch_max(&self) -> usize;
