@@ -1,1 +1,1 @@
-//! Placeholder.
+//! End-to-end tests: what they share.

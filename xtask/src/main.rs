@@ -3,7 +3,7 @@
 mod check;
 mod services;
 mod shell;
-mod tests;
+mod suite;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -20,7 +20,7 @@ enum Command {
     /// Format, lints, docs, licences and crate boundaries, the compose file
     Check,
     /// Unit, property, live and end-to-end tests; starts the servers they need and stops them
-    Test(tests::Options),
+    Test(suite::Options),
     /// The real servers that tests and development run against
     Services(services::cli::Options),
 }
@@ -30,7 +30,7 @@ async fn main() -> ExitCode {
     shell::listen_for_interrupts();
     let done = match Cli::parse().command {
         Command::Check => check::run().await,
-        Command::Test(options) => tests::run(options).await,
+        Command::Test(options) => suite::run(options).await,
         Command::Services(options) => services::cli::run(options).await,
     };
     match done {

@@ -2,11 +2,11 @@
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process_group};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -109,20 +109,11 @@ pub(crate) fn run_logged(command: &mut Command, log: &Path) -> Result<()> {
     let errors = file.try_clone().context("can't share the log")?;
     command.stdin(Stdio::null()).stdout(file).stderr(errors).process_group(0);
     let mut child = command.spawn().with_context(|| format!("can't run {name}"))?;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            if status.success() {
-                return Ok(());
-            }
-            bail!("{name} failed ({status}), the end of {}:\n{}", log.display(), tail(log, 15));
-        }
-        if let Err(error) = check_interrupt() {
-            end_group(child.id());
-            child.wait()?;
-            return Err(error);
-        }
-        thread::sleep(Duration::from_millis(50));
+    let status = wait_group(&mut child)?;
+    if status.success() {
+        return Ok(());
     }
+    bail!("{name} failed ({status}), the end of {}:\n{}", log.display(), tail(log, 15))
 }
 
 /// Ends a process group that one of our commands leads.
@@ -148,4 +139,52 @@ pub(crate) fn fingerprint(text: &str) -> String {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
     format!("{hash:016x}")[..10].to_owned()
+}
+
+/// The cargo that runs us, in the root of the checkout.
+pub(crate) fn cargo() -> Command {
+    let mut command =
+        Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
+    command.current_dir(root());
+    // What cargo tells its own child about xtask is not for the crates that this one builds.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command
+}
+
+/// The command as one would type it.
+pub(crate) fn spoken(command: &Command) -> String {
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default();
+    let words: Vec<_> = std::iter::once(program)
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy())
+        .collect();
+    words.join(" ")
+}
+
+/// Runs a command to its end; an interrupt ends it and all that it started.
+pub(crate) fn run_group(command: &mut Command) -> Result<ExitStatus> {
+    let name = spoken(command);
+    let child = command.stdin(Stdio::null()).process_group(0).spawn();
+    let mut child = child.with_context(|| format!("can't run {name}"))?;
+    wait_group(&mut child)
+}
+
+/// Waits for a command that leads a group; an interrupt ends the group.
+pub(crate) fn wait_group(child: &mut Child) -> Result<ExitStatus> {
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if let Err(error) = check_interrupt() {
+            end_group(child.id());
+            child.wait()?;
+            return Err(error);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
 }

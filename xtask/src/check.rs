@@ -1,5 +1,0 @@
-use anyhow::Result;
-use std::process::ExitCode;
-pub(crate) async fn run() -> Result<ExitCode> {
-    Ok(ExitCode::SUCCESS)
-}

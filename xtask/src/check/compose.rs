@@ -1,0 +1,45 @@
+//! `compose.yaml` is valid: by `docker compose config`, or by the library that compose reads it with.
+
+use super::run_shown;
+use crate::shell;
+use anyhow::{Context, Result};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+const MODULE: &str = "github.com/compose-spec/compose-go/v2/cmd";
+const VERSION: &str = "v2.9.1";
+
+pub(super) fn run() -> Result<Option<String>> {
+    if shell::answer("docker", ["compose", "version"], Duration::from_secs(10)).is_some() {
+        let mut command = Command::new("docker");
+        command.args(["compose", "--file", "compose.yaml", "config", "--quiet"]);
+        run_shown(command.current_dir(shell::root()))?;
+        return Ok(None);
+    }
+    if !shell::has("go") {
+        return Ok(Some("it was NOT validated: neither docker compose nor go is here".to_owned()));
+    }
+    let mut command = Command::new(install()?);
+    command.arg("compose.yaml").current_dir(shell::root()).stdout(Stdio::null());
+    run_shown(&mut command)?;
+    Ok(Some("checked by compose-go alone, since docker compose is not here".to_owned()))
+}
+
+fn install() -> Result<PathBuf> {
+    let folder = shell::cache()?.join(format!("compose-go-{VERSION}"));
+    let program = folder.join("cmd");
+    shell::locked("compose-go", || {
+        if program.is_file() {
+            return Ok(());
+        }
+        let aside = folder.with_extension("new");
+        std::fs::create_dir_all(&aside)
+            .with_context(|| format!("can't make {}", aside.display()))?;
+        let mut command = Command::new("go");
+        command.args(["install", &format!("{MODULE}@{VERSION}")]).env("GOBIN", &aside);
+        shell::run_logged(&mut command, &aside.join("build.log"))?;
+        std::fs::rename(&aside, &folder).context("can't move compose-go into place")
+    })?;
+    Ok(program)
+}
