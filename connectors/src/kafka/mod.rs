@@ -1,1 +1,23 @@
-//! TODO
+//! Change events from Kafka topics, by one consumer group.
+//!
+//! Owns where reading starts, which offsets are committed and how, and what becomes of a rebalance.
+//! Leaves to others what an event means (it goes on as bytes), and when its offset may be committed:
+//! [`Source::commit`](tombstream_model::Source::commit) is called behind the pipeline's frontier.
+//!
+//! A thread of its own ([`reader`]) polls librdkafka, so that rebalances are answered while the
+//! pipeline waits for something else. `config`, `offsets` and `buffer` decide and do no I/O;
+//! `context` is what librdkafka calls back.
+
+mod buffer;
+mod check;
+mod config;
+mod context;
+mod offsets;
+mod reader;
+mod source;
+
+pub use check::{KafkaCheckError, KafkaFacts, PartitionFacts, TopicFacts, check};
+pub use config::{EnvSetting, FileSetting, KafkaConfig, KafkaConfigError, Setting};
+pub use context::Gap;
+pub use offsets::Start;
+pub use source::KafkaSource;
