@@ -179,10 +179,7 @@ impl Columns {
 
 /// The payload of `raw`, if it is an object of exactly `schema` and `payload`: JsonConverter's form
 /// with schemas on.
-pub(super) fn payload<'a>(
-    raw: &'a RawValue,
-    part: Part,
-) -> Result<Option<&'a RawValue>, DecodeError> {
+pub(super) fn payload(raw: &RawValue, part: Part) -> Result<Option<&RawValue>, DecodeError> {
     if !raw.get().starts_with('{') {
         return Ok(None);
     }
