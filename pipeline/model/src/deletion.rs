@@ -119,3 +119,98 @@ impl Verdict {
         matches!(self, Self::Busy | Self::Unknown)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The allowed moves, written from the contract: a row is where a deletion is, a column where it
+    /// may go. `x` always, `n` only if it was never claimed, `c` only if it was.
+    const MOVES: &str = "
+                    pending hidden claimed parked finalized cancelled superseded late_restore
+        pending        .      x       x      x        .         x          x          .
+        hidden         .      .       x      x        .         x          x          .
+        claimed        .      .       .      x        x         .          x          x
+        parked         n      .       c      .        .         n          x          c
+        finalized      .      .       .      .        .         .          .          .
+        cancelled      .      .       .      .        .         .          .          .
+        superseded     .      .       .      .        .         .          .          .
+        late_restore   .      .       .      .        .         .          .          .
+    ";
+
+    #[test]
+    fn a_deletion_moves_as_the_table_says() {
+        let mut lines = MOVES.trim().lines().map(str::split_whitespace);
+        let columns: Vec<&str> = lines.next().unwrap().collect();
+        assert_eq!(columns, State::ALL.map(State::as_str));
+        let mut seen = 0;
+        for (state, mut line) in State::ALL.into_iter().zip(lines) {
+            assert_eq!(line.next(), Some(state.as_str()));
+            for (next, cell) in State::ALL.into_iter().zip(line) {
+                for claimed in [false, true] {
+                    let allowed = match cell {
+                        "x" => true,
+                        "n" => !claimed,
+                        "c" => claimed,
+                        _ => false,
+                    };
+                    let found = state.may_become(next, claimed);
+                    assert_eq!(found, allowed, "{state:?} to {next:?}, claimed: {claimed}");
+                    seen += 1;
+                }
+            }
+        }
+        assert_eq!(seen, 8 * 8 * 2);
+    }
+
+    #[test]
+    fn a_closed_deletion_never_moves() {
+        let open = [State::Pending, State::Hidden, State::Claimed, State::Parked];
+        for state in State::ALL {
+            assert_eq!(state.is_open(), open.contains(&state), "{state:?}");
+            if !state.is_open() {
+                let mut all = State::ALL.into_iter();
+                assert!(
+                    all.all(|next| !state.may_become(next, true) && !state.may_become(next, false))
+                );
+            }
+        }
+    }
+
+    /// Nothing past the point of no return is restored as if nothing had happened (S2).
+    #[test]
+    fn nothing_claimed_is_cancelled() {
+        for state in [State::Claimed, State::Parked] {
+            assert!(!state.may_become(State::Cancelled, true));
+            assert!(!state.may_become(State::Pending, true));
+        }
+    }
+
+    #[test]
+    fn a_state_is_spelled_in_json_as_in_the_ledger() {
+        for state in State::ALL {
+            let json = serde_json::to_string(&state).unwrap();
+            assert_eq!(json, format!("\"{}\"", state.as_str()));
+        }
+    }
+
+    #[test]
+    fn only_what_is_gone_or_waived_is_confirmed() {
+        use Verdict::*;
+        for (verdict, confirmed, open) in [
+            (Deleted, true, false),
+            (Absent, true, false),
+            (Superseded, false, false),
+            (Busy, false, true),
+            (Refused, false, false),
+            (Unknown, false, true),
+            (Waived, true, false),
+        ] {
+            assert_eq!(
+                (verdict.is_confirmed(), verdict.is_open()),
+                (confirmed, open),
+                "{verdict:?}"
+            );
+        }
+    }
+}

@@ -51,3 +51,58 @@ impl FromStr for Lsn {
         Ok(Self(u64::from(part(high)?) << 32 | u64::from(part(low)?)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_lsn_is_printed_and_read_as_postgres_does() {
+        for (text, lsn) in [
+            ("0/0", 0),
+            ("0/19932A8", 26_817_192),
+            ("16/B374D848", 0x16_b374_d848),
+            ("FFFFFFFF/FFFFFFFF", u64::MAX),
+        ] {
+            assert_eq!(Lsn(lsn).to_string(), text);
+            assert_eq!(text.parse(), Ok(Lsn(lsn)));
+        }
+        assert_eq!("16/b374d848".parse(), Ok(Lsn(0x16_b374_d848)));
+    }
+
+    #[test]
+    fn what_is_no_lsn_is_refused() {
+        for text in ["", "/", "0", "0/", "/0", "0/G", "0/1/2", "100000000/0", "0/100000000", "-1/0"]
+        {
+            assert_eq!(text.parse::<Lsn>(), Err(ParseLsnError), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_later_generation_beats_any_lsn_and_an_lsn_any_order() {
+        let position = |generation, lsn, order| Position {
+            generation: Generation(generation),
+            lsn: Lsn(lsn),
+            order,
+        };
+        let ascending = [
+            position(0, 0, 0),
+            position(0, 0, 1),
+            position(0, 9, 0),
+            position(0, u64::MAX, u32::MAX),
+            position(1, 0, 0),
+            position(1, 0, 2),
+            position(1, 3, 1),
+        ];
+        assert!(ascending.is_sorted_by(|one, next| one < next));
+    }
+
+    proptest! {
+        #[test]
+        fn every_lsn_survives_printing(lsn in any::<u64>()) {
+            prop_assert_eq!(Lsn(lsn).to_string().parse(), Ok(Lsn(lsn)));
+        }
+    }
+}

@@ -7,6 +7,8 @@
 //! position. ORDER is the `total_order` of the files with transaction metadata, and left out (0)
 //! elsewhere.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use std::collections::BTreeSet;

@@ -1,0 +1,384 @@
+//! What of templates and rows is refused (S8), and that what passes reaches one row's copies only.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use tombstream_model::{Address, AddressError, AddressTemplate, Row, Template, TemplateError};
+
+fn template(text: &str) -> Template {
+    Template::parse(text).unwrap()
+}
+
+fn object(text: &str) -> AddressTemplate {
+    AddressTemplate::Object { bucket: "docs".into(), key: template(text) }
+}
+
+fn prefix(text: &str) -> AddressTemplate {
+    AddressTemplate::Prefix { bucket: "docs".into(), prefix: template(text) }
+}
+
+fn document(text: &str, routing: Option<&str>) -> AddressTemplate {
+    let routing = routing.map(template);
+    AddressTemplate::Document { index: "docs".into(), id: template(text), routing }
+}
+
+fn field(text: &str) -> AddressTemplate {
+    AddressTemplate::Field {
+        index: "chunks".into(),
+        field: "document_id".into(),
+        value: template(text),
+        routing: None,
+    }
+}
+
+/// The text that identifies, of the row with these columns.
+fn resolve(address: &AddressTemplate, row: &[(&str, &str)]) -> Result<String, AddressError> {
+    let columns: Vec<&str> = row.iter().map(|(name, _)| *name).collect();
+    let values: Vec<Option<&str>> = row.iter().map(|(_, value)| Some(*value)).collect();
+    Ok(match address.resolve(Row { columns: &columns, values: &values })? {
+        Address::Object { key, .. } => key,
+        Address::Prefix { prefix, .. } => prefix,
+        Address::Document { id, .. } => id,
+        Address::Field { value, .. } => value,
+    })
+}
+
+#[test]
+fn a_template_prints_the_text_it_was_read_from() {
+    for text in ["", "{id}", "{tenant_id}/{id}/original", "{{{id}}}", "a{{b}}c{d e}", "é{ü}/}}{{"]
+    {
+        assert_eq!(template(text).to_string(), text);
+    }
+    assert_eq!(resolve(&object("{{{id}}}"), &[("id", "7")]), Ok("{7}".to_owned()));
+}
+
+#[test]
+fn unbalanced_and_empty_braces_are_refused() {
+    for text in ["{", "}", "{}", "{id", "id}", "a{{}b", "{a{b}}", "{id}}", "{{id}", "{a{{b}"] {
+        let refused = Template::parse(text);
+        assert_eq!(refused, Err(TemplateError::Braces(text.to_owned())), "{text}");
+    }
+}
+
+#[test]
+fn a_template_without_the_whole_key_is_refused() {
+    for address in [
+        object("{tenant}/original"),
+        prefix("{tenant}/"),
+        document("{tenant}", Some("{id}")),
+        field("{tenant}"),
+    ] {
+        let refused = address.check(&["tenant", "id"]).unwrap_err();
+        assert!(
+            matches!(&refused, TemplateError::KeyColumn { column, .. } if column == "id"),
+            "{refused}"
+        );
+        assert!(refused.to_string().ends_with("add {id}"), "{refused}");
+        assert_eq!(address.check(&["tenant"]), Ok(()));
+    }
+}
+
+#[test]
+fn a_template_that_could_reach_beyond_its_row_is_refused() {
+    let whole = |text: &str| text.to_owned();
+    for (address, refused) in [
+        (object("original"), TemplateError::Literal(whole("original"))),
+        (prefix("docs/"), TemplateError::Literal(whole("docs/"))),
+        (field("all"), TemplateError::Literal(whole("all"))),
+        (prefix("docs/{id}"), TemplateError::PrefixEnd(whole("docs/{id}"))),
+        (prefix("docs/{id}-"), TemplateError::PrefixEnd(whole("docs/{id}-"))),
+        (object("{id}/../x"), TemplateError::DotSegment(whole("{id}/../x"))),
+        (object("./{id}"), TemplateError::DotSegment(whole("./{id}"))),
+        (prefix("{id}/./"), TemplateError::DotSegment(whole("{id}/./"))),
+        (object("{id}\u{1}"), TemplateError::Unsendable(whole("{id}\\u{1}"))),
+        (
+            object("{id}{id}"),
+            TemplateError::Joined {
+                template: whole("{id}{id}"),
+                left: whole("id"),
+                right: whole("id"),
+            },
+        ),
+    ] {
+        assert_eq!(address.check(&["id"]), Err(refused));
+    }
+    let joined = object("x/{tenant}{id}").check(&["tenant", "id"]).unwrap_err();
+    assert!(joined.to_string().contains("joins `tenant` and `id`"), "{joined}");
+    for fine in ["{id}", "/{id}", "a//{id}", "..{id}", "{id}.", "v1.0/{id}/..."] {
+        assert_eq!(object(fine).check(&["id"]), Ok(()), "{fine}");
+    }
+}
+
+#[test]
+fn names_that_stand_for_several_are_refused() {
+    let named = |index: &str, field: &str| AddressTemplate::Field {
+        index: index.into(),
+        field: field.into(),
+        value: template("{id}"),
+        routing: None,
+    };
+    for name in ["docs-*", "doc?", "a,b", "<docs-{now/d}>", "-docs", "_all"] {
+        let index =
+            AddressTemplate::Document { index: name.into(), id: template("{id}"), routing: None };
+        let refused = Err(TemplateError::Wildcard(name.to_owned()));
+        assert_eq!(index.check(&["id"]), refused);
+        assert_eq!(named(name, "f").check(&["id"]), refused);
+    }
+    assert_eq!(named("docs", "f.*").check(&["id"]), Err(TemplateError::Wildcard("f.*".to_owned())));
+    assert_eq!(named("docs-2026.01_a", "chunk.document_id").check(&["id"]), Ok(()));
+    assert_eq!(named("", "f").check(&["id"]), Err(TemplateError::Unnamed("index")));
+    assert_eq!(named("docs", "").check(&["id"]), Err(TemplateError::Unnamed("field")));
+    let bucket = |address: fn(Arc<str>, Template) -> AddressTemplate| {
+        address("".into(), template("{id}/")).check(&["id"])
+    };
+    for refused in [
+        bucket(|bucket, key| AddressTemplate::Object { bucket, key }),
+        bucket(|bucket, prefix| AddressTemplate::Prefix { bucket, prefix }),
+    ] {
+        assert_eq!(refused, Err(TemplateError::Unnamed("bucket")));
+    }
+}
+
+#[test]
+fn every_column_is_named_once() {
+    let address = document("{tenant}/{id}/{tenant}", Some("{shard}-{id}"));
+    assert_eq!(address.columns(), ["tenant", "id", "shard"]);
+}
+
+#[test]
+fn a_key_goes_out_byte_for_byte() {
+    for value in [
+        "foo//bar",
+        "/foo",
+        "foo/",
+        "a%2Fb",
+        "a b+c",
+        "it's \"quoted\"",
+        "a\tb\nc\rd",
+        "🗂 文書",
+        "*?",
+        "<&>",
+        "e\u{301}",
+        "é",
+        "...",
+        "a..b",
+        "{id}",
+        "\u{fffd}",
+        "\\",
+    ] {
+        let expected = Ok(format!("docs/{value}/original"));
+        assert_eq!(resolve(&object("docs/{id}/original"), &[("id", value)]), expected, "{value}");
+    }
+}
+
+#[test]
+fn an_address_has_all_its_parts() {
+    let row = Row { columns: &["id", "tenant"], values: &[Some("7"), Some("a/b")] };
+    assert_eq!(
+        document("{id}", Some("{tenant}/{id}")).resolve(row),
+        Ok(Address::Document {
+            index: "docs".into(),
+            id: "7".to_owned(),
+            routing: Some("a/b/7".to_owned()),
+        })
+    );
+    assert_eq!(
+        field("{id}").resolve(row),
+        Ok(Address::Field {
+            index: "chunks".into(),
+            field: "document_id".into(),
+            value: "7".to_owned(),
+            routing: None,
+        })
+    );
+    assert_eq!(
+        object("{id}").resolve(row),
+        Ok(Address::Object { bucket: "docs".into(), key: "7".to_owned() })
+    );
+    assert_eq!(
+        prefix("{id}/").resolve(row),
+        Ok(Address::Prefix { bucket: "docs".into(), prefix: "7/".to_owned() })
+    );
+}
+
+#[test]
+fn an_empty_value_is_parked() {
+    let templates = [object("x/{id}"), prefix("{id}/"), document("{id}", None), field("{id}")];
+    for address in &templates {
+        for value in [None, Some("")] {
+            let row = Row { columns: &["id"], values: &[value] };
+            assert_eq!(address.resolve(row), Err(AddressError::Empty("id".to_owned())));
+        }
+        let row = Row { columns: &["other"], values: &[Some("x")] };
+        assert_eq!(address.resolve(row), Err(AddressError::Unread("id".to_owned())));
+    }
+    let row = Row { columns: &["id", "tenant"], values: &[Some("7"), None] };
+    let routed = document("{id}", Some("{tenant}"));
+    assert_eq!(routed.resolve(row), Err(AddressError::Empty("tenant".to_owned())));
+}
+
+#[test]
+fn a_placeholder_is_parked() {
+    for value in ["__debezium_unavailable_value", "x-__debezium_unavailable_value-y"] {
+        for address in [object("{id}"), prefix("{id}/"), document("{id}", None), field("{id}")] {
+            let refused = Err(AddressError::Placeholder("id".to_owned()));
+            assert_eq!(resolve(&address, &[("id", value)]), refused);
+        }
+        let routed = document("{id}", Some("{tenant}"));
+        let refused = Err(AddressError::Placeholder("tenant".to_owned()));
+        assert_eq!(resolve(&routed, &[("id", "7"), ("tenant", value)]), refused);
+    }
+}
+
+#[test]
+fn a_value_with_a_delimiter_is_parked_where_columns_are_joined() {
+    let joined = object("{a}/{b}");
+    let parked = |column: &str, delimiter| {
+        Err(AddressError::Delimiter { column: column.to_owned(), delimiter })
+    };
+    assert_eq!(resolve(&joined, &[("a", "a/b"), ("b", "c")]), parked("a", '/'));
+    assert_eq!(resolve(&joined, &[("a", "a"), ("b", "b/c")]), parked("b", '/'));
+    assert_eq!(resolve(&joined, &[("a", "a"), ("b", "b-c")]), Ok("a/b-c".to_owned()));
+    // Each character of a longer delimiter: `a-` + `--` + `b` would be `a` + `--` + `-b`.
+    assert_eq!(resolve(&object("{a}--{b}"), &[("a", "a-"), ("b", "b")]), parked("a", '-'));
+    assert_eq!(resolve(&object("{a}--{b}"), &[("a", "a"), ("b", "-b")]), parked("b", '-'));
+    // Only what stands between columns delimits.
+    assert_eq!(
+        resolve(&object("x/{a}-{b}/y"), &[("a", "1/2"), ("b", "3/4")]),
+        Ok("x/1/2-3/4/y".into())
+    );
+    assert_eq!(resolve(&object("docs/{id}/x"), &[("id", "a/b")]), Ok("docs/a/b/x".to_owned()));
+}
+
+#[test]
+fn a_slash_is_parked_in_every_prefix() {
+    for (address, row) in [
+        (prefix("docs/{a}/"), &[("a", "1/2")][..]),
+        (prefix("{a}-{b}/"), &[("a", "1/2"), ("b", "3")]),
+        (prefix("{b}-{a}-x/"), &[("b", "1"), ("a", "2/")]),
+    ] {
+        let parked = Err(AddressError::Delimiter { column: "a".to_owned(), delimiter: '/' });
+        assert_eq!(resolve(&address, row), parked);
+    }
+}
+
+#[test]
+fn what_the_protocol_cannot_carry_is_parked() {
+    for (value, refused) in [
+        ("a\u{1}", AddressError::Unsendable(1)),
+        ("\u{b}", AddressError::Unsendable(0xb)),
+        ("\u{1f}", AddressError::Unsendable(0x1f)),
+        ("\u{fffe}", AddressError::Unsendable(0xfffe)),
+        ("\u{ffff}", AddressError::Unsendable(0xffff)),
+        (".", AddressError::DotSegment),
+        ("..", AddressError::DotSegment),
+    ] {
+        let row = &[("id", value)];
+        assert_eq!(resolve(&object("docs/{id}/x"), row).as_ref(), Err(&refused));
+        assert_eq!(resolve(&prefix("docs/{id}/"), row).as_ref(), Err(&refused));
+        assert_eq!(resolve(&document("{id}", None), row).as_deref(), Ok(value));
+    }
+    for value in ["a/./b", "../x", "x/.."] {
+        let refused = Err(AddressError::DotSegment);
+        assert_eq!(resolve(&object("{id}"), &[("id", value)]), refused, "{value}");
+    }
+}
+
+#[test]
+fn what_is_longer_than_the_store_holds_is_parked() {
+    for (address, bytes_max) in [
+        (object("{id}"), 1_024),
+        (prefix("{id}/"), 1_023),
+        (document("{id}", None), 512),
+        (field("{id}"), 32_766),
+    ] {
+        let longest = "é".repeat(bytes_max / 2) + &"x".repeat(bytes_max % 2);
+        assert!(resolve(&address, &[("id", &longest)]).is_ok(), "{bytes_max}");
+        let refused = resolve(&address, &[("id", &(longest + "x"))]);
+        assert!(matches!(refused, Err(AddressError::Long { .. })), "{bytes_max}");
+    }
+}
+
+/// What an application that knows nothing of what is parked would write.
+fn written(text: &str, row: &[String; 3]) -> String {
+    text.replace("{a}", &row[0]).replace("{b}", &row[1]).replace("{c}", &row[2])
+}
+
+fn rows() -> impl Strategy<Value = [String; 3]> {
+    // Few characters, so that rows often collide; no braces, which `written` would take for columns.
+    ["[ax/.-]{0,4}", "[ax/.-]{0,4}", "[ax/.-]{0,4}"]
+}
+
+fn pairs(row: &[String; 3]) -> [(&'static str, &str); 3] {
+    [("a", &row[0]), ("b", &row[1]), ("c", &row[2])]
+}
+
+const JOINED: [&str; 9] = [
+    "{a}/{b}/{c}",
+    "{a}-{b}/{c}",
+    "{a}/{b}-{c}",
+    "{a}--{b}-/-{c}",
+    "{a}-x-{b}x{c}",
+    "x/{a}/{b}/{c}/x",
+    "{c}/{a}/{b}/{a}",
+    "{a}a{b}-{c}.",
+    "{a}.{b}/{c}",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_048, ..ProptestConfig::default() })]
+
+    /// Stronger than injective: an address that is sent is not what any *other* row has written, even
+    /// one that would itself be parked.
+    #[test]
+    fn an_address_is_one_rows_alone(
+        text in prop::sample::select(&JOINED[..]),
+        one in rows(),
+        other in rows(),
+    ) {
+        let address = object(text);
+        prop_assert_eq!(address.check(&["a", "b", "c"]), Ok(()));
+        if let Ok(sent) = resolve(&address, &pairs(&one)) {
+            prop_assert_eq!(&sent, &written(text, &one));
+            if one != other {
+                prop_assert_ne!(sent, written(text, &other));
+            }
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_never_the_prefix_of_another_rows(
+        text in prop::sample::select(&["{a}/", "docs/{a}/", "{a}-x/", "{a}-{b}/", "{a}/{b}/{c}/", "{a}/{b}-x/y/"][..]),
+        one in rows(),
+        other in rows(),
+    ) {
+        let address = prefix(text);
+        let [named] = [address.columns().len()];
+        if let (Ok(one_prefix), Ok(other_prefix)) =
+            (resolve(&address, &pairs(&one)), resolve(&address, &pairs(&other)))
+            && one[..named] != other[..named]
+        {
+            prop_assert!(!other_prefix.starts_with(&one_prefix), "{} {}", one_prefix, other_prefix);
+        }
+    }
+
+    #[test]
+    fn a_template_gives_back_any_text(text in ".{0,20}") {
+        if let Ok(template) = Template::parse(&text) {
+            prop_assert_eq!(template.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn any_row_gives_an_answer(text in "[{}a-c/.*]{0,12}", a in any::<String>(), b in any::<String>()) {
+        if let Ok(key) = Template::parse(&text) {
+            let address = AddressTemplate::Object { bucket: "docs".into(), key };
+            let _checked = address.check(&["a"]);
+            if let Err(refused) = resolve(&address, &[("a", &a), ("b", &b), ("c", "c")]) {
+                prop_assert!(refused.to_string().len() < 200);
+            }
+        }
+    }
+}
