@@ -122,7 +122,7 @@ create table tombstream.pause (
 create table tombstream.absent_share (
     relation text not null,
     store text not null,
-    recent text not null default '' check (recent ~ '^[01]{0,1000}$'),
+    recent text not null default '' check (recent ~ '^[01]*$' and length(recent) <= 1000),
     primary key (relation, store)
 );
 

@@ -1,1 +1,32 @@
-//! TODO
+//! Postgres: the relations' database, and Tombstream's ledger in it.
+//!
+//! Owned here: the ledger ([`PgLedger`]: claim, resume, finalize, owe, bury), the sweep of the flag
+//! itself ([`Sweep`]), the guard triggers and indexes that a relation gets ([`install_relation`]), and
+//! what operators ask of the ledger. Left to others: who decides when (the dataflow), and flipping
+//! flags (the api).
+//!
+//! Lock order everywhere: relation row, ledger row, counter row. Every batch takes its rows in key
+//! order with `skip locked`; what it skips is left to the sweep.
+
+mod bury;
+mod check;
+mod claim;
+mod finalize;
+mod guard;
+mod ledger;
+mod owe;
+mod pool;
+mod resume;
+mod status;
+mod sweep;
+mod table;
+
+pub use check::{Finding, Severity, check, check_ledger};
+pub use guard::{InstallError, install_relation, relation_sql};
+pub use ledger::{LedgerConfig, LedgerStore, PgLedger};
+pub use pool::{MigrateFailure, connect, migrate};
+pub use status::{
+    DeadLetterRow, OwedStore, PausedRelation, RelationStatus, Status, dead_letter, dead_letters,
+    resume_relation, status,
+};
+pub use sweep::{Sweep, SweepConfig};

@@ -1,0 +1,312 @@
+//! What `tombstream check --live` says of the database and of each relation.
+
+use std::fmt;
+
+use sqlx::{PgPool, Row as _};
+
+use tombstream_model::{FlagKind, Relation};
+
+use super::guard::{index_name, trigger_name};
+use super::pool::known_migrations;
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// As it should be.
+    Good,
+    /// It works, but less is promised.
+    Warning,
+    /// It must be mended first.
+    Error,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad.
+    pub severity: Severity,
+    /// What was found, and what to do about it.
+    pub text: String,
+}
+
+impl Finding {
+    fn good(text: impl Into<String>) -> Self {
+        Self { severity: Severity::Good, text: text.into() }
+    }
+
+    fn warning(text: impl Into<String>) -> Self {
+        Self { severity: Severity::Warning, text: text.into() }
+    }
+
+    fn error(text: impl Into<String>) -> Self {
+        Self { severity: Severity::Error, text: text.into() }
+    }
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Good => "ok",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        })
+    }
+}
+
+/// Looks at the server and the ledger.
+pub async fn check_ledger(pool: &PgPool) -> Result<Vec<Finding>, sqlx::Error> {
+    let mut findings = Vec::new();
+    let (version, wal_level): (String, String) = sqlx::query_as(
+        "select current_setting('server_version_num'), current_setting('wal_level')",
+    )
+    .fetch_one(pool)
+    .await?;
+    let version: i32 = version.parse().unwrap_or(0);
+    findings.push(if version >= 140_000 {
+        Finding::good(format!("Postgres {}", version / 10_000))
+    } else {
+        Finding::error("Postgres 14 or newer is needed (create or replace trigger)")
+    });
+    if wal_level != "logical" {
+        findings.push(Finding::warning(format!(
+            "wal_level is {wal_level}: change capture needs `alter system set wal_level = logical` \
+             and a restart; until then only the sweep finds flags"
+        )));
+    }
+    let there: bool = sqlx::query_scalar("select to_regclass('tombstream.migration') is not null")
+        .fetch_one(pool)
+        .await?;
+    let applied: Vec<i64> = if there {
+        sqlx::query_scalar(
+            "select version from tombstream.migration where success order by version",
+        )
+        .fetch_all(pool)
+        .await?
+    } else {
+        Vec::new()
+    };
+    let known: Vec<i64> = known_migrations().collect();
+    findings.push(match (applied.last(), known.last()) {
+        (applied, known) if applied == known => Finding::good("the ledger is migrated"),
+        (Some(applied), Some(known)) if applied > known => Finding::error(format!(
+            "the ledger is newer than this binary (migration {applied}): run the newer tombstream"
+        )),
+        _ => Finding::error("the ledger is not migrated: run `tombstream migrate`"),
+    });
+    Ok(findings)
+}
+
+/// Looks at one relation: its columns, key, replica identity, publication, triggers, index, and who
+/// references it.
+pub async fn check(pool: &PgPool, relation: &Relation) -> Result<Vec<Finding>, sqlx::Error> {
+    let shown = format!("{}.{}", relation.schema, relation.table);
+    let Some(row) = sqlx::query(
+        "select c.oid::bigint, c.relreplident::text, c.relkind::text from pg_class c \
+         join pg_namespace n on n.oid = c.relnamespace \
+         where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p')",
+    )
+    .bind(&relation.schema)
+    .bind(&relation.table)
+    .fetch_optional(pool)
+    .await?
+    else {
+        return Ok(vec![Finding::error(format!(
+            "there is no table {shown}: is `table` right, and is this the right database?"
+        ))]);
+    };
+    let table: i64 = row.try_get(0)?;
+    let mut findings = columns(pool, relation, table).await?;
+    findings.push(unique_key(pool, relation, table).await?);
+    findings.push(match row.try_get::<String, _>(1)?.as_str() {
+        "f" => Finding::good("replica identity is full"),
+        _ => Finding::warning(format!(
+            "replica identity is not full: a changed key, a moved copy and a hard delete of a flagged \
+             row are not noticed; run `alter table {shown} replica identity full`"
+        )),
+    });
+    findings.push(published(pool, relation).await?);
+    findings.extend(guards(pool, table).await?);
+    findings.push(index(pool, relation).await?);
+    findings.extend(references(pool, relation, table).await?);
+    Ok(findings)
+}
+
+async fn columns(
+    pool: &PgPool,
+    relation: &Relation,
+    table: i64,
+) -> Result<Vec<Finding>, sqlx::Error> {
+    let known: Vec<(String, String)> = sqlx::query_as(
+        "select attname::text, format_type(atttypid, null) from pg_attribute \
+         where attrelid = $1::oid and attnum > 0 and not attisdropped",
+    )
+    .bind(table)
+    .fetch_all(pool)
+    .await?;
+    let type_of =
+        |name: &str| known.iter().find(|(known, _)| known == name).map(|(_, kind)| &**kind);
+    let mut findings = Vec::new();
+    let mut expect = |name: &str, allowed: &[&str]| match type_of(name) {
+        None => findings.push(Finding::error(format!("there is no column {name}"))),
+        Some(kind) if !allowed.is_empty() && !allowed.contains(&kind) => {
+            findings.push(Finding::error(format!(
+                "column {name} is {kind}, not {}: correct its `type`",
+                allowed.join(" or ")
+            )));
+        }
+        Some(_) => {}
+    };
+    for column in &relation.key {
+        expect(
+            &column.name,
+            match column.kind {
+                tombstream_model::KeyKind::Uuid => &["uuid"],
+                tombstream_model::KeyKind::Bigint => &["bigint", "integer", "smallint"],
+                tombstream_model::KeyKind::Text => &["text", "character varying"],
+            },
+        );
+    }
+    expect(
+        &relation.flag.column,
+        match relation.flag.kind {
+            FlagKind::TimestampTz => &["timestamp with time zone"],
+            FlagKind::Timestamp { .. } => &["timestamp without time zone"],
+            FlagKind::Boolean => &["boolean"],
+        },
+    );
+    for column in relation.template_columns() {
+        expect(column, &[]);
+    }
+    if findings.is_empty() {
+        findings.push(Finding::good("its columns are as configured"));
+    }
+    Ok(findings)
+}
+
+async fn unique_key(
+    pool: &PgPool,
+    relation: &Relation,
+    table: i64,
+) -> Result<Finding, sqlx::Error> {
+    let names: Vec<&str> = relation.key.iter().map(|column| column.name.as_str()).collect();
+    // Partial and expression indexes prove nothing of the whole table.
+    let unique: bool = sqlx::query_scalar(
+        "select exists (select from pg_index i where i.indrelid = $1::oid and i.indisunique \
+             and i.indisvalid and i.indpred is null and i.indexprs is null \
+             and (select array_agg(a.attname::text) from pg_attribute a \
+                 where a.attrelid = i.indrelid \
+                 and a.attnum = any((i.indkey::int2[])[0:i.indnkeyatts - 1])) <@ $2::text[])",
+    )
+    .bind(table)
+    .bind(&names)
+    .fetch_one(pool)
+    .await?;
+    Ok(if unique {
+        Finding::good("its key is unique")
+    } else {
+        Finding::error(format!(
+            "no unique index covers the key ({}): one key must name one row",
+            names.join(", ")
+        ))
+    })
+}
+
+async fn published(pool: &PgPool, relation: &Relation) -> Result<Finding, sqlx::Error> {
+    let publications: Vec<String> = sqlx::query_scalar(
+        "select pubname::text from pg_publication_tables where schemaname = $1 and tablename = $2",
+    )
+    .bind(&relation.schema)
+    .bind(&relation.table)
+    .fetch_all(pool)
+    .await?;
+    Ok(if publications.is_empty() {
+        Finding::warning(
+            "no publication contains it: no events come, and only the sweep finds its flags (Debezium \
+             makes one when its connector starts)",
+        )
+    } else {
+        Finding::good(format!("published by {}", publications.join(", ")))
+    })
+}
+
+async fn guards(pool: &PgPool, table: i64) -> Result<Vec<Finding>, sqlx::Error> {
+    let mut findings = Vec::new();
+    for timing in ["before", "after"] {
+        let enabled: Option<String> = sqlx::query_scalar(
+            "select tgenabled::text from pg_trigger where tgrelid = $1::oid and tgname = $2",
+        )
+        .bind(table)
+        .bind(trigger_name(timing))
+        .fetch_optional(pool)
+        .await?;
+        findings.push(match enabled.as_deref() {
+            Some("A") => Finding::good(format!("the {timing} guard is installed")),
+            Some(_) => Finding::error(format!(
+                "the {timing} guard is not `enable always`: run `tombstream migrate`"
+            )),
+            None => Finding::error(format!(
+                "the {timing} guard is missing, so plain SQL can restore a claimed row: run \
+                 `tombstream migrate`"
+            )),
+        });
+    }
+    Ok(findings)
+}
+
+async fn index(pool: &PgPool, relation: &Relation) -> Result<Finding, sqlx::Error> {
+    let valid: Option<bool> = sqlx::query_scalar(
+        "select i.indisvalid from pg_index i join pg_class c on c.oid = i.indexrelid \
+         join pg_namespace n on n.oid = c.relnamespace where n.nspname = $1 and c.relname = $2",
+    )
+    .bind(&relation.schema)
+    .bind(index_name(relation))
+    .fetch_optional(pool)
+    .await?;
+    Ok(match valid {
+        Some(true) => Finding::good("the flag's index is there"),
+        Some(false) => Finding::error(format!(
+            "the flag's index is invalid (its creation was interrupted): drop {} and run `tombstream \
+             migrate`",
+            index_name(relation)
+        )),
+        None => Finding::warning(
+            "the flag's index is missing, so each sweep reads the whole table: run `tombstream migrate`",
+        ),
+    })
+}
+
+/// A finalized parent must not take living children along (S3).
+async fn references(
+    pool: &PgPool,
+    relation: &Relation,
+    table: i64,
+) -> Result<Vec<Finding>, sqlx::Error> {
+    let children: Vec<(String, String, String)> = sqlx::query_as(
+        "select n.nspname || '.' || c.relname, f.conname::text, f.confdeltype::text \
+         from pg_constraint f join pg_class c on c.oid = f.conrelid \
+         join pg_namespace n on n.oid = c.relnamespace \
+         where f.contype = 'f' and f.confrelid = $1::oid and f.conparentid = 0 \
+             and f.confdeltype in ('c', 'n', 'd') order by 1, 2",
+    )
+    .bind(table)
+    .fetch_all(pool)
+    .await?;
+    Ok(children
+        .into_iter()
+        .map(|(child, constraint, action)| {
+            let action = match action.as_str() {
+                "c" => "on delete cascade",
+                "n" => "on delete set null",
+                _ => "on delete set default",
+            };
+            if relation.allow_cascade.contains(&child) {
+                Finding::warning(format!("{child} goes along ({constraint}, {action}), as allowed"))
+            } else {
+                Finding::error(format!(
+                    "{child} references it with {action} ({constraint}): removing the row would touch \
+                     living children; name it in `allow_cascade` if that is wanted"
+                ))
+            }
+        })
+        .collect())
+}

@@ -1,0 +1,314 @@
+//! The claim: the point of no return, taken on the row as it is.
+//!
+//! Invariant (S1): one READ COMMITTED transaction of two statements. The first locks the rows in key
+//! order and skips what others have locked; the second decides on a fresh snapshot. One statement
+//! alone is a race: a hold committed between its snapshot and its lock would not be seen.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use std::sync::Arc;
+use tracing::{error, warn};
+
+use tombstream_model::{
+    Candidate, Claimed, Fence, Found, Key, LedgerError, Position, Relation, RelationId, Row,
+};
+
+use super::ledger::{ClaimedRow, PgLedger, Prepared, TargetEntry};
+use super::pool::ledger_error;
+use super::table::{Table, key_arrays, literal};
+
+/// The claim's statements for one relation.
+#[derive(Debug)]
+pub(super) struct ClaimSql {
+    lock: Arc<str>,
+    decide: Arc<str>,
+    vanished: Arc<str>,
+    columns: Vec<String>,
+}
+
+/// A row that this transaction has locked, with the addresses of its copies.
+struct Locked {
+    key: Key,
+    flag: String,
+    flag_at: Option<String>,
+    targets: Vec<TargetEntry>,
+    /// Why it must not be sent (S8): it is parked instead.
+    refusal: Option<String>,
+}
+
+impl ClaimSql {
+    pub(super) fn new(relation: &Relation) -> Self {
+        let table = Table::new(relation);
+        let columns: Vec<String> =
+            relation.template_columns().into_iter().map(str::to_owned).collect();
+        let shown: String = columns
+            .iter()
+            .map(|column| format!(", t.{}::text", super::table::ident(column)))
+            .collect();
+        let lock = format!(
+            "select {key}, {flag}::text, ({flag_at})::text{shown} \
+             from {name} t join {keys} on {matches} \
+             where {is_set} order by {order} for no key update of t skip locked",
+            key = table.key("t"),
+            flag = table.flag("t"),
+            flag_at = table.flag_at("t"),
+            name = table.name(),
+            keys = table.unnest_keys(1),
+            matches = table.matches_keys("t"),
+            is_set = table.is_set("t"),
+            order = table.key_list("t"),
+        );
+        Self {
+            lock: lock.into(),
+            decide: decide_sql(relation).into(),
+            vanished: vanished_sql(relation).into(),
+            columns,
+        }
+    }
+}
+
+/// Decides on a fresh snapshot, and writes: one ledger row for each key that is claimed, parked, or
+/// has to wait where nothing else would remember it.
+fn decide_sql(relation: &Relation) -> String {
+    let name = literal(&relation.name);
+    let grace = format!("interval '{} milliseconds'", relation.grace.as_millis());
+    format!(
+        "with token as materialized (select nextval('tombstream.lease_token') as token), \
+         c as ( \
+             select array(select jsonb_array_elements_text(u.key::jsonb)) as key, u.flag, \
+                 u.flag_at::timestamptz as flag_at, u.targets::jsonb as targets, \
+                 u.lsn::pg_lsn as lsn, u.refusal \
+             from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[]) \
+                 as u(key, flag, flag_at, targets, lsn, refusal) \
+         ), \
+         decided as ( \
+             select c.*, case \
+                 when c.refusal is not null then 'parked' \
+                 when exists (select from tombstream.hold h where h.relation = {name} \
+                     and h.key = c.key and h.released_at is null \
+                     and (h.until is null or h.until > now())) then 'pending' \
+                 when coalesce(greatest(c.flag_at, d.first_seen), now()) + {grace} > now() \
+                     then 'pending' \
+                 else 'claimed' end as state \
+             from c left join tombstream.deletion d on d.relation = {name} and d.key = c.key \
+                 and d.state in ('pending', 'hidden', 'claimed', 'parked') \
+             where not exists (select from tombstream.pause p where p.relation = {name}) \
+         ) \
+         insert into tombstream.deletion as d (relation, key, state, flag, flip_lsn, targets, reason, \
+             lease_owner, lease_token, lease_until, attempts, claimed_at) \
+         select {name}, key, state, flag, lsn, targets, refusal, \
+             case state when 'claimed' then $7 end, \
+             case state when 'claimed' then token.token end, \
+             case state when 'claimed' then clock_timestamp() + make_interval(secs => $8) end, \
+             case state when 'claimed' then 1 else 0 end, \
+             case state when 'claimed' then clock_timestamp() end \
+         from decided cross join token order by key \
+         on conflict (relation, key) where state in ('pending', 'hidden', 'claimed', 'parked') \
+         do update set state = excluded.state, flag = excluded.flag, \
+             flip_lsn = coalesce(excluded.flip_lsn, d.flip_lsn), targets = excluded.targets, \
+             reason = excluded.reason, lease_owner = excluded.lease_owner, \
+             lease_token = excluded.lease_token, lease_until = excluded.lease_until, \
+             attempts = excluded.attempts, claimed_at = excluded.claimed_at \
+             where d.state in ('pending', 'hidden') and d.claimed_at is null \
+                 and excluded.state in ('claimed', 'parked') \
+         returning d.id, d.relation, d.key, d.state, d.flag, d.flip_lsn::text, d.targets, \
+             d.lease_token"
+    )
+}
+
+/// Of keys whose row was removed: those that are gone, and that no deletion of ours removed.
+fn vanished_sql(relation: &Relation) -> String {
+    let table = Table::new(relation);
+    let name = literal(&relation.name);
+    let arrays: Vec<_> = (0..relation.key.len()).map(|n| format!("k.k{n}")).collect();
+    format!(
+        "select array[{key}] from {keys} \
+         where not exists (select from {table} t where {matches}) \
+         and not exists (select from tombstream.deletion d where d.relation = {name} \
+             and d.key = array[{key}] and d.claimed_at is not null)",
+        key = arrays.join(", "),
+        keys = table.unnest_keys(1),
+        table = table.name(),
+        matches = table.matches_keys("t"),
+    )
+}
+
+impl PgLedger {
+    pub(super) async fn claim_batch(
+        &self,
+        relation: RelationId,
+        batch: &[Candidate],
+    ) -> Result<Vec<Claimed>, LedgerError> {
+        let prepared = self.prepared(relation);
+        let mut flagged: HashMap<&Key, Option<Position>> = HashMap::with_capacity(batch.len());
+        let mut removed = Vec::new();
+        for candidate in batch {
+            match candidate.found {
+                Found::Flagged => {
+                    let known = flagged.entry(&candidate.key).or_default();
+                    *known = (*known).max(candidate.position);
+                }
+                Found::Removed => removed.push(&candidate.key),
+            }
+        }
+        if !removed.is_empty() {
+            self.report_vanished(prepared, &removed).await?;
+        }
+        if flagged.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Started before anything is sent, so that the fence never outlives the lease.
+        let until = Instant::now() + self.config.lease;
+        let mut transaction = self
+            .pool
+            .begin_with("begin isolation level read committed")
+            .await
+            .map_err(ledger_error)?;
+        let locked = self.lock(&mut transaction, prepared, &flagged).await.map_err(ledger_error)?;
+        if locked.is_empty() {
+            transaction.rollback().await.map_err(ledger_error)?;
+            return Ok(Vec::new());
+        }
+        let rows = self
+            .decide(&mut transaction, prepared, &flagged, &locked)
+            .await
+            .map_err(ledger_error)?;
+        transaction.commit().await.map_err(ledger_error)?;
+        Ok(rows
+            .into_iter()
+            .filter_map(|(row, token)| self.claimed(row, Fence { token, until }, true))
+            .collect())
+    }
+
+    async fn lock(
+        &self,
+        connection: &mut PgConnection,
+        prepared: &Prepared,
+        flagged: &HashMap<&Key, Option<Position>>,
+    ) -> Result<Vec<Locked>, sqlx::Error> {
+        let mut query = sqlx::query(AssertSqlSafe(Arc::clone(&prepared.claim.lock)));
+        for column in key_arrays(&prepared.relation, flagged.keys().copied()) {
+            query = query.bind(column);
+        }
+        let rows = query.fetch_all(connection).await?;
+        rows.iter().map(|row| self.locked(prepared, row)).collect()
+    }
+
+    /// The addresses come from the locked row itself, so nobody changes a templated column between
+    /// here and the ledger's entry.
+    fn locked(&self, prepared: &Prepared, row: &PgRow) -> Result<Locked, sqlx::Error> {
+        let texts = (0..prepared.claim.columns.len())
+            .map(|n| row.try_get::<Option<String>, _>(n + 3))
+            .collect::<Result<Vec<_>, _>>()?;
+        let columns: Vec<&str> = prepared.claim.columns.iter().map(String::as_str).collect();
+        let values: Vec<Option<&str>> = texts.iter().map(Option::as_deref).collect();
+        let columns = Row { columns: &columns, values: &values };
+        let mut targets = Vec::with_capacity(prepared.relation.targets.len());
+        let mut refusal = None;
+        for template in &prepared.relation.targets {
+            let store = self.store_name(template.store).to_owned();
+            match template.address.resolve(columns) {
+                Ok(address) => targets.push(TargetEntry { store, address, outcome: None }),
+                Err(error) => refusal = Some(format!("no address in store {store}: {error}")),
+            }
+        }
+        Ok(Locked {
+            key: Key::from_postgres(row.try_get::<Vec<String>, _>(0)?),
+            flag: row.try_get(1)?,
+            flag_at: row.try_get(2)?,
+            targets,
+            refusal,
+        })
+    }
+
+    async fn decide(
+        &self,
+        connection: &mut PgConnection,
+        prepared: &Prepared,
+        flagged: &HashMap<&Key, Option<Position>>,
+        locked: &[Locked],
+    ) -> Result<Vec<(ClaimedRow, i64)>, sqlx::Error> {
+        let json = |error: serde_json::Error| sqlx::Error::Encode(Box::new(error));
+        let keys = locked
+            .iter()
+            .map(|row| serde_json::to_string(&row.key.columns().collect::<Vec<_>>()).map_err(json))
+            .collect::<Result<Vec<_>, _>>()?;
+        let targets = locked
+            .iter()
+            .map(|row| serde_json::to_string(&row.targets).map_err(json))
+            .collect::<Result<Vec<_>, _>>()?;
+        let flags: Vec<&str> = locked.iter().map(|row| row.flag.as_str()).collect();
+        let flags_at: Vec<Option<&str>> = locked.iter().map(|row| row.flag_at.as_deref()).collect();
+        let refusals: Vec<Option<&str>> = locked.iter().map(|row| row.refusal.as_deref()).collect();
+        let lsns: Vec<Option<String>> = locked
+            .iter()
+            .map(|row| flagged.get(&row.key).copied().flatten().map(|at| at.lsn.to_string()))
+            .collect();
+        let rows = sqlx::query(AssertSqlSafe(Arc::clone(&prepared.claim.decide)))
+            .bind(keys)
+            .bind(flags)
+            .bind(flags_at)
+            .bind(targets)
+            .bind(lsns)
+            .bind(refusals)
+            .bind(&self.config.owner)
+            .bind(self.lease_seconds())
+            .fetch_all(connection)
+            .await?;
+        let mut claimed = Vec::with_capacity(rows.len());
+        for row in rows {
+            match row.try_get::<String, _>(3)?.as_str() {
+                "claimed" => claimed.push((
+                    ClaimedRow {
+                        id: row.try_get(0)?,
+                        relation: row.try_get(1)?,
+                        key: row.try_get(2)?,
+                        flag: row.try_get(4)?,
+                        lsn: row.try_get(5)?,
+                        targets: row.try_get::<Json<Vec<TargetEntry>>, _>(6)?.0,
+                    },
+                    row.try_get(7)?,
+                )),
+                "parked" => {
+                    metrics::counter!("tombstream_parked_total", "relation" => prepared.relation.name.to_string())
+                        .increment(1);
+                    warn!(relation = %prepared.relation.name, deletion = row.try_get::<i64, _>(0)?, "deletion parked: no safe address");
+                }
+                _ => {}
+            }
+        }
+        Ok(claimed)
+    }
+
+    /// A hard delete of a row that no deletion of ours removed leaves its copies behind: counted and
+    /// alarmed, whatever `on_hard_delete` says (S3). Tombstream's own removal comes back here too.
+    async fn report_vanished(
+        &self,
+        prepared: &Prepared,
+        removed: &[&Key],
+    ) -> Result<(), LedgerError> {
+        let mut query = sqlx::query_scalar::<_, Vec<String>>(AssertSqlSafe(Arc::clone(
+            &prepared.claim.vanished,
+        )));
+        for column in key_arrays(&prepared.relation, removed.iter().copied()) {
+            query = query.bind(column);
+        }
+        let vanished = query.fetch_all(&self.pool).await.map_err(ledger_error)?;
+        if !vanished.is_empty() {
+            let relation = prepared.relation.name.to_string();
+            metrics::counter!("tombstream_hard_deleted_total", "relation" => relation)
+                .increment(vanished.len() as u64);
+            error!(
+                relation = %prepared.relation.name,
+                rows = vanished.len(),
+                first = %Key::from_postgres(vanished[0].clone()),
+                "flagged rows were hard-deleted by another hand: their copies are left"
+            );
+        }
+        Ok(())
+    }
+}

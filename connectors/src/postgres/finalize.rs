@@ -1,0 +1,435 @@
+//! Finalizing: the row goes, the receipt is written, in one transaction.
+//!
+//! Invariant (S3): it re-checks what the claim checked, on a fresh snapshot behind the rows' locks, and
+//! removes a row only if its flag's value is the claimed one and the ledger's targets are all
+//! confirmed for *this* deletion under the current token.
+
+use std::sync::Arc;
+
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use tracing::{error, warn};
+
+use tombstream_model::{
+    Ending, Key, LedgerError, Outcome, Relation, RelationId, Settled, StoreId, Verdict,
+};
+
+use super::ledger::{PgLedger, Prepared, TargetEntry};
+use super::pool::ledger_error;
+use super::resume::report_late;
+use super::table::{Table, key_arrays, literal};
+
+/// First attempts that a share of absent copies is taken over, and from how many on it counts (S6).
+const SHARE_WINDOW: usize = 1_000;
+const SHARE_FROM: usize = 100;
+
+/// The finalizing statements for one relation.
+#[derive(Debug)]
+pub(super) struct FinalizeSql {
+    lock: Arc<str>,
+    remove: Arc<str>,
+}
+
+impl FinalizeSql {
+    pub(super) fn new(relation: &Relation) -> Self {
+        let table = Table::new(relation);
+        let lock = format!(
+            "select {key} from {name} t join {keys} on {matches} \
+             order by {order} for update of t skip locked",
+            key = table.key("t"),
+            name = table.name(),
+            keys = table.unnest_keys(1),
+            matches = table.matches_keys("t"),
+            order = table.key_list("t"),
+        );
+        Self { lock: lock.into(), remove: remove_sql(relation).into() }
+    }
+}
+
+/// Decides, removes the rows, closes the deletions and writes the receipts.
+///
+/// `ending` says locked from gone: a row that was not locked and is still there is another's to
+/// finish with; one that is not there was removed by another hand.
+fn remove_sql(relation: &Relation) -> String {
+    let table = Table::new(relation);
+    let relation_name = literal(&relation.name);
+    format!(
+        "with i as ( \
+             select * from unnest($1::bigint[], $2::bigint[], $3::text[], $4::boolean[]) \
+                 as i(id, token, targets, locked) \
+         ), \
+         held as ( \
+             select d.id, d.key, d.flag, d.flip_lsn, d.claimed_at, d.targets as planned, \
+                 i.targets::jsonb as targets, i.locked \
+             from tombstream.deletion d join i on d.id = i.id \
+             where d.state = 'claimed' and d.lease_token = i.token and d.relation = {relation_name} \
+             order by d.key for update of d skip locked \
+         ), \
+         decided as ( \
+             select held.*, case \
+                 when exists (select from tombstream.hold h where h.relation = {relation_name} \
+                     and h.key = held.key and h.released_at is null \
+                     and (h.until is null or h.until > now())) then 'later' \
+                 when exists (select from tombstream.pause p where p.relation = {relation_name}) \
+                     then 'later' \
+                 when not held.locked and {row_there} then 'later' \
+                 when {row_there} and not coalesce({is_set}, false) then 'late_restore' \
+                 when {row_there} and {flag} is distinct from {claimed_flag} then 'superseded' \
+                 when jsonb_array_length(held.targets) <> jsonb_array_length(held.planned) \
+                     or exists ( \
+                         select from jsonb_array_elements(held.planned) with ordinality p(entry, n) \
+                         where p.entry -> 'address' is distinct from \
+                                 held.targets -> (p.n::int - 1) -> 'address' \
+                             or p.entry -> 'store' is distinct from \
+                                 held.targets -> (p.n::int - 1) -> 'store' \
+                             or coalesce(held.targets -> (p.n::int - 1) -> 'outcome' ->> 'verdict', '') \
+                                 not in ('deleted', 'absent', 'waived')) then 'later' \
+                 when {row_there} then 'finalized' \
+                 else 'row_gone' end as ending \
+             from held left join {name} t on {matches} \
+         ), \
+         removed as ( \
+             delete from {name} t using decided d \
+             where d.ending = 'finalized' and {matches_d} and {flag} = {claimed_flag_d} \
+             returning d.id \
+         ), \
+         ended as ( \
+             select d.*, case when d.ending = 'finalized' and removed.id is null then 'later' \
+                 else d.ending end as outcome \
+             from decided d left join removed on removed.id = d.id \
+         ), \
+         closed as ( \
+             update tombstream.deletion d set \
+                 state = case e.outcome when 'late_restore' then 'late_restore' \
+                     when 'superseded' then 'superseded' else 'finalized' end, \
+                 reason = case e.outcome \
+                     when 'late_restore' then 'the row came back to life after the claim' \
+                     when 'superseded' then 'the flag has another value than the claimed one' end, \
+                 targets = e.targets, closed_at = clock_timestamp(), lease_until = null \
+             from ended e where d.id = e.id and e.outcome <> 'later' \
+         ), \
+         deferred as ( \
+             update tombstream.deletion d set targets = e.targets, lease_until = null, \
+                 due_at = clock_timestamp() + make_interval(secs => least(300, 2 ^ least(d.attempts, 9))) \
+             from ended e where d.id = e.id and e.outcome = 'later' \
+         ), \
+         receipts as ( \
+             insert into tombstream.receipt \
+                 (deletion_id, relation, key, flag, flip_lsn, claimed_at, row_gone, targets) \
+             select id, {relation_name}, key, flag, flip_lsn, claimed_at, outcome = 'row_gone', targets \
+             from ended where outcome in ('finalized', 'row_gone') order by id \
+         ) \
+         select id, outcome from ended",
+        name = table.name(),
+        row_there = format!("{} is not null", table.key_columns("t").next().unwrap_or_default()),
+        is_set = table.is_set("t"),
+        flag = table.flag("t"),
+        claimed_flag = table.flag_value("held.flag"),
+        claimed_flag_d = table.flag_value("d.flag"),
+        matches = table.matches_array("t", "held.key"),
+        matches_d = table.matches_array("t", "d.key"),
+    )
+}
+
+/// Why a transaction did not finalize its batch.
+enum Failure {
+    Ledger(LedgerError),
+    /// A row's removal was refused: by a foreign key, a trigger, a constraint.
+    Row(sqlx::Error),
+    /// More copies were absent than the relation's limit allows.
+    Absent(Vec<AbsentStore>),
+}
+
+/// Whether the removal of a row was refused, or the statement as a whole can't run.
+fn refused(error: sqlx::Error) -> Failure {
+    // A missing table, column or privilege (42, 28, 3D, 3F) is no row's fault.
+    let of_the_row = match &error {
+        sqlx::Error::Database(database) => database.code().is_some_and(|code| {
+            !["28", "3D", "3F", "42"].iter().any(|class| code.starts_with(class))
+        }),
+        _ => false,
+    };
+    match ledger_error(error) {
+        LedgerError::Refused(error) if of_the_row => match error.downcast::<sqlx::Error>() {
+            Ok(error) => Failure::Row(*error),
+            Err(error) => Failure::Ledger(LedgerError::Refused(error)),
+        },
+        other => Failure::Ledger(other),
+    }
+}
+
+/// A store in which too many copies were absent.
+struct AbsentStore {
+    store: StoreId,
+    absent: usize,
+    of: usize,
+}
+
+impl PgLedger {
+    /// A batch that the database refuses is halved until the refused rows are alone: 499 of 500 go,
+    /// one is parked with the reason.
+    pub(super) async fn finalize_batch(
+        &self,
+        relation: RelationId,
+        batch: &[Settled],
+    ) -> Result<Vec<Ending>, LedgerError> {
+        let mut endings = vec![Ending::Later; batch.len()];
+        let mut open = vec![0..batch.len()];
+        while let Some(range) = open.pop() {
+            let part = &batch[range.clone()];
+            match self.finalize_part(relation, part).await {
+                Ok(done) => endings[range].clone_from_slice(&done),
+                Err(Failure::Absent(stores)) => {
+                    self.pause(relation, part, &stores).await?;
+                    endings[range].fill(Ending::Paused);
+                }
+                Err(Failure::Ledger(error)) => return Err(error),
+                Err(Failure::Row(error)) if part.len() == 1 => {
+                    self.park(relation, &part[0], &error).await?;
+                    endings[range].fill(Ending::Parked);
+                }
+                Err(Failure::Row(_)) => {
+                    let middle = range.start + part.len() / 2;
+                    open.push(middle..range.end);
+                    open.push(range.start..middle);
+                }
+            }
+        }
+        Ok(endings)
+    }
+
+    async fn finalize_part(
+        &self,
+        relation: RelationId,
+        batch: &[Settled],
+    ) -> Result<Vec<Ending>, Failure> {
+        let failed = |error| Failure::Ledger(ledger_error(error));
+        let prepared = self.prepared(relation);
+        let mut transaction =
+            self.pool.begin_with("begin isolation level read committed").await.map_err(failed)?;
+        let endings = match self.try_finalize(&mut transaction, prepared, batch).await {
+            Ok(endings) => endings,
+            Err(failure) => {
+                // Awaited: a rollback in the background would hold the rows' locks against the halves.
+                transaction.rollback().await.map_err(failed)?;
+                return Err(failure);
+            }
+        };
+        transaction.commit().await.map_err(failed)?;
+        let late: Vec<i64> = batch
+            .iter()
+            .zip(&endings)
+            .filter(|(_, ending)| **ending == Ending::LateRestore)
+            .map(|(settled, _)| settled.claimed.id.0)
+            .collect();
+        report_late(prepared, &late);
+        Ok(endings)
+    }
+
+    async fn try_finalize(
+        &self,
+        connection: &mut PgConnection,
+        prepared: &Prepared,
+        batch: &[Settled],
+    ) -> Result<Vec<Ending>, Failure> {
+        let failed = |error| Failure::Ledger(ledger_error(error));
+        let locked = lock(connection, prepared, batch).await.map_err(failed)?;
+        let endings = self.remove(connection, prepared, batch, &locked).await.map_err(refused)?;
+        // The counter row is the last lock. What crosses the limit is rolled back as a whole.
+        let crossed = self.count_absent(connection, prepared, batch).await.map_err(failed)?;
+        if crossed.is_empty() { Ok(endings) } else { Err(Failure::Absent(crossed)) }
+    }
+
+    async fn remove(
+        &self,
+        connection: &mut PgConnection,
+        prepared: &Prepared,
+        batch: &[Settled],
+        locked: &[Key],
+    ) -> Result<Vec<Ending>, sqlx::Error> {
+        let ids: Vec<i64> = batch.iter().map(|settled| settled.claimed.id.0).collect();
+        let tokens: Vec<i64> = batch.iter().map(|settled| settled.claimed.fence.token).collect();
+        let targets =
+            batch.iter().map(|settled| self.entries(settled)).collect::<Result<Vec<_>, _>>()?;
+        let mine: Vec<bool> = batch
+            .iter()
+            .map(|settled| locked.binary_search(&settled.claimed.key).is_ok())
+            .collect();
+        let rows = sqlx::query(AssertSqlSafe(Arc::clone(&prepared.finalize.remove)))
+            .bind(&ids)
+            .bind(tokens)
+            .bind(targets)
+            .bind(mine)
+            .fetch_all(connection)
+            .await?;
+        // A deletion that the statement did not see is another owner's, or is closed.
+        let mut endings = vec![Ending::Fenced; batch.len()];
+        for row in rows {
+            let id: i64 = row.try_get(0)?;
+            let ending = match row.try_get::<String, _>(1)?.as_str() {
+                "finalized" => Ending::Finalized,
+                "row_gone" => Ending::FinalizedRowGone,
+                "late_restore" => Ending::LateRestore,
+                "superseded" => Ending::Superseded,
+                _ => Ending::Later,
+            };
+            for (known, at) in ids.iter().zip(&mut endings) {
+                if *known == id {
+                    *at = ending.clone();
+                }
+            }
+        }
+        Ok(endings)
+    }
+
+    /// A settled deletion's targets with their outcomes, as the ledger keeps them.
+    pub(super) fn entries(&self, settled: &Settled) -> Result<String, sqlx::Error> {
+        let entries: Vec<TargetEntry> = settled
+            .claimed
+            .targets
+            .iter()
+            .enumerate()
+            .map(|(n, claimed)| TargetEntry {
+                store: self.store_name(claimed.target.store).to_owned(),
+                address: claimed.target.address.clone(),
+                outcome: settled.outcomes.get(n).cloned(),
+            })
+            .collect();
+        serde_json::to_string(&entries).map_err(|error| sqlx::Error::Encode(Box::new(error)))
+    }
+
+    /// Adds the batch's first attempts to each store's last 1,000, and says where too many were absent.
+    async fn count_absent(
+        &self,
+        connection: &mut PgConnection,
+        prepared: &Prepared,
+        batch: &[Settled],
+    ) -> Result<Vec<AbsentStore>, sqlx::Error> {
+        let mut crossed = Vec::new();
+        for (n, store) in self.config.stores.iter().enumerate() {
+            let seen = first_attempts(batch, n);
+            if store.absent_share_max >= 1.0 || seen.is_empty() {
+                continue;
+            }
+            let recent: String = sqlx::query_scalar(
+                "insert into tombstream.absent_share as s (relation, store, recent) \
+                 values ($1, $2, right($3, $4)) on conflict (relation, store) \
+                 do update set recent = right(s.recent || $3, $4) returning recent",
+            )
+            .bind(&*prepared.relation.name)
+            .bind(&*store.name)
+            .bind(seen)
+            .bind(i32::try_from(SHARE_WINDOW).unwrap_or(i32::MAX))
+            .fetch_one(&mut *connection)
+            .await?;
+            let (absent, of) = (recent.matches('1').count(), recent.len());
+            // Shares of at most 1,000 are exact in a double.
+            if of >= SHARE_FROM && absent as f64 > store.absent_share_max * of as f64 {
+                let store = StoreId(u16::try_from(n).unwrap_or(u16::MAX));
+                crossed.push(AbsentStore { store, absent, of });
+            }
+        }
+        Ok(crossed)
+    }
+
+    /// Pauses the relation, showing what was looked for, and gives the leases back.
+    async fn pause(
+        &self,
+        relation: RelationId,
+        batch: &[Settled],
+        stores: &[AbsentStore],
+    ) -> Result<(), LedgerError> {
+        let prepared = self.prepared(relation);
+        let mut transaction = self.pool.begin().await.map_err(ledger_error)?;
+        for crossed in stores {
+            let addresses: Vec<_> = batch
+                .iter()
+                .flat_map(|settled| settled.claimed.targets.iter().zip(&settled.outcomes))
+                .filter(|(claimed, outcome)| {
+                    claimed.target.store == crossed.store && outcome.verdict == Verdict::Absent
+                })
+                .map(|(claimed, _)| &claimed.target.address)
+                .take(10)
+                .collect();
+            let reason = format!(
+                "{} of the last {} copies in store {} were not there: is the template right?",
+                crossed.absent,
+                crossed.of,
+                self.store_name(crossed.store)
+            );
+            error!(relation = %prepared.relation.name, reason, "relation paused");
+            sqlx::query(
+                "insert into tombstream.pause (relation, reason, detail) \
+                 values ($1, $2, jsonb_build_object('store', $3::text, 'absent', $4::jsonb)) \
+                 on conflict (relation) do nothing",
+            )
+            .bind(&*prepared.relation.name)
+            .bind(reason)
+            .bind(self.store_name(crossed.store))
+            .bind(sqlx::types::Json(addresses))
+            .execute(&mut *transaction)
+            .await
+            .map_err(ledger_error)?;
+        }
+        transaction.commit().await.map_err(ledger_error)?;
+        self.owe_batch(batch).await
+    }
+
+    /// Keeps a deletion whose row the database refuses to remove for a person.
+    async fn park(
+        &self,
+        relation: RelationId,
+        settled: &Settled,
+        error: &sqlx::Error,
+    ) -> Result<(), LedgerError> {
+        let prepared = self.prepared(relation);
+        let reason = format!("the database refuses to remove the row: {error}");
+        warn!(relation = %prepared.relation.name, deletion = %settled.claimed.id, reason, "deletion parked");
+        metrics::counter!("tombstream_parked_total", "relation" => prepared.relation.name.to_string())
+            .increment(1);
+        sqlx::query(
+            "update tombstream.deletion set state = 'parked', reason = $3, targets = $4::jsonb, \
+                 lease_until = null \
+             where id = $1 and state = 'claimed' and lease_token = $2",
+        )
+        .bind(settled.claimed.id.0)
+        .bind(settled.claimed.fence.token)
+        .bind(reason)
+        .bind(self.entries(settled).map_err(ledger_error)?)
+        .execute(&self.pool)
+        .await
+        .map_err(ledger_error)?;
+        Ok(())
+    }
+}
+
+/// Locks the rows in key order, and gives the keys of those that were not another's, sorted.
+async fn lock(
+    connection: &mut PgConnection,
+    prepared: &Prepared,
+    batch: &[Settled],
+) -> Result<Vec<Key>, sqlx::Error> {
+    let mut query =
+        sqlx::query_scalar::<_, Vec<String>>(AssertSqlSafe(Arc::clone(&prepared.finalize.lock)));
+    for column in key_arrays(&prepared.relation, batch.iter().map(|settled| &settled.claimed.key)) {
+        query = query.bind(column);
+    }
+    let mut keys: Vec<Key> =
+        query.fetch_all(connection).await?.into_iter().map(Key::from_postgres).collect();
+    keys.sort_unstable();
+    Ok(keys)
+}
+
+/// `'1'` for each first attempt in the store that found nothing, `'0'` for each that found its copy.
+fn first_attempts(batch: &[Settled], store: usize) -> String {
+    let of_store = |settled: &&Settled| settled.claimed.first_attempt;
+    let outcome = |(claimed, outcome): (&tombstream_model::ClaimedTarget, &Outcome)| {
+        (usize::from(claimed.target.store.0) == store && claimed.confirmed.is_none())
+            .then_some(if outcome.verdict == Verdict::Absent { '1' } else { '0' })
+    };
+    batch
+        .iter()
+        .filter(of_store)
+        .flat_map(|settled| settled.claimed.targets.iter().zip(&settled.outcomes))
+        .filter_map(outcome)
+        .collect()
+}

@@ -1,0 +1,228 @@
+//! What a relation gets from `tombstream migrate`: the guard triggers (S2) and the flag's index.
+//!
+//! The trigger *writes* the deletion's ledger row, so that it and the claim meet on one unique index:
+//! a restorer under REPEATABLE READ or SERIALIZABLE then gets 40001 instead of deciding on an old
+//! snapshot. The row that it inserts is an open one, else the partial index would see no conflict.
+
+use sqlx::{AssertSqlSafe, Executor, PgPool};
+
+use tombstream_model::{FlagKind, Relation};
+
+use super::table::{Table, ident, literal};
+
+/// The SQLSTATE with which the guard refuses to touch a claimed row.
+pub(super) const CLAIMED_SQLSTATE: &str = "TS001";
+
+/// Why a relation's triggers or index could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("{statement}")]
+pub struct InstallError {
+    /// The statement that failed.
+    pub statement: String,
+    /// What Postgres said.
+    #[source]
+    pub source: sqlx::Error,
+}
+
+/// The statements that give `relation` its guard triggers and its partial index, in their order. Each
+/// may be run again. The index is made concurrently, except where the table is partitioned.
+pub fn relation_sql(relation: &Relation, partitioned: bool) -> Vec<String> {
+    let table = Table::new(relation).name();
+    let function = format!("tombstream.{}", ident(&guard_name(relation)));
+    let mut statements = vec![guard_function(relation, &function)];
+    for (timing, condition) in
+        [("before", touches_flag(relation)), ("after", revives_or_moves(relation))]
+    {
+        let name = ident(&trigger_name(timing));
+        statements.push(format!(
+            "create or replace trigger {name} {timing} update on {table} for each row \
+             when ({condition}) execute function {function}()"
+        ));
+        statements.push(format!("alter table {table} enable always trigger {name}"));
+    }
+    statements.push(flag_index(relation, partitioned));
+    statements
+}
+
+/// Runs [`relation_sql`]. Waits at most five seconds for a lock, so that a busy table is not blocked.
+pub async fn install_relation(pool: &PgPool, relation: &Relation) -> Result<(), InstallError> {
+    let lookup = |source| InstallError { statement: "look up the table".to_owned(), source };
+    let mut session = pool.acquire().await.map_err(lookup)?;
+    let partitioned: Option<bool> = sqlx::query_scalar(
+        "select c.relkind = 'p' from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+         where n.nspname = $1 and c.relname = $2",
+    )
+    .bind(&relation.schema)
+    .bind(&relation.table)
+    .fetch_optional(&mut *session)
+    .await
+    .map_err(lookup)?;
+    session.execute("set lock_timeout = '5s'").await.map_err(lookup)?;
+    let mut result = Ok(());
+    for statement in relation_sql(relation, partitioned.unwrap_or(false)) {
+        let sql = AssertSqlSafe(statement.clone()); // Identifiers and literals quoted.
+        if let Err(source) = session.execute(sqlx::raw_sql(sql)).await {
+            result = Err(InstallError { statement, source });
+            break;
+        }
+    }
+    let reset = session.execute("reset lock_timeout").await.map_err(lookup);
+    result.and(reset.map(drop))
+}
+
+/// The name of a relation's trigger function in the schema `tombstream`.
+pub(super) fn guard_name(relation: &Relation) -> String {
+    bounded("guard_", &relation.name)
+}
+
+/// `prefix` and `name`, with a hash in place of what Postgres would cut off at 63 bytes: a cut name
+/// could meet another relation's.
+fn bounded(prefix: &str, name: &str) -> String {
+    let whole = format!("{prefix}{name}");
+    if whole.len() <= 63 {
+        return whole;
+    }
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let cut = (0..=46).rev().find(|&at| whole.is_char_boundary(at)).unwrap_or(0);
+    format!("{}_{hash:016x}", &whole[..cut])
+}
+
+/// Triggers of one kind fire in the order of their names; this one wants to be the last before.
+pub(super) fn trigger_name(timing: &str) -> String {
+    format!("zz_tombstream_guard_{timing}")
+}
+
+/// The index's name: Postgres puts an index into its table's schema.
+pub(super) fn index_name(relation: &Relation) -> String {
+    bounded("tombstream_flag_", &relation.name)
+}
+
+fn flag_index(relation: &Relation, partitioned: bool) -> String {
+    let table = Table::new(relation);
+    let concurrently = if partitioned { "" } else { "concurrently " };
+    let bare = |columns: String| columns.replace("t.", "");
+    let flag = ident(&relation.flag.column);
+    let keys: Vec<_> = relation.key.iter().map(|column| ident(&column.name)).collect();
+    let columns = match relation.flag.kind {
+        FlagKind::TimestampTz | FlagKind::Timestamp { .. } => {
+            format!("{flag}, {}", keys.join(", "))
+        }
+        FlagKind::Boolean => keys.join(", "),
+    };
+    format!(
+        "create index {concurrently}if not exists {} on {} ({columns}) where {}",
+        ident(&index_name(relation)),
+        table.name(),
+        bare(table.is_set("t")),
+    )
+}
+
+/// Whether the update changes the flag, or the key of a flagged row.
+fn touches_flag(relation: &Relation) -> String {
+    let table = Table::new(relation);
+    format!(
+        "{new_flag} is distinct from {old_flag} or ({old_set} and ({old_key}) is distinct from ({new_key}))",
+        new_flag = table.flag("new"),
+        old_flag = table.flag("old"),
+        old_set = table.is_set("old"),
+        old_key = row(&table, "old"),
+        new_key = row(&table, "new"),
+    )
+}
+
+/// Whether a row that was flagged ends alive, with another flag, or under another key.
+fn revives_or_moves(relation: &Relation) -> String {
+    let table = Table::new(relation);
+    format!(
+        "{old_set} and ({new_flag} is distinct from {old_flag} or ({old_key}) is distinct from ({new_key}))",
+        old_set = table.is_set("old"),
+        new_flag = table.flag("new"),
+        old_flag = table.flag("old"),
+        old_key = row(&table, "old"),
+        new_key = row(&table, "new"),
+    )
+}
+
+fn row(table: &Table<'_>, alias: &str) -> String {
+    format!("row({})", table.key_list(alias))
+}
+
+fn guard_function(relation: &Relation, function: &str) -> String {
+    let table = Table::new(relation);
+    let name = literal(&relation.name);
+    let old_key = table.key("old");
+    let old_set = table.is_set("old");
+    let new_set = table.is_set("new");
+    let same_key = format!("{} is not distinct from {}", row(&table, "old"), row(&table, "new"));
+    let flag = ident(&relation.flag.column);
+    let message = literal(&format!(
+        "row of {} is being deleted for good: its deletion is past the point of no return",
+        relation.name
+    ));
+    // A back-dated flag skips no grace: what is older than a minute is written down with first_seen.
+    let backdated = match relation.flag.kind {
+        FlagKind::Boolean => "true".to_owned(),
+        FlagKind::TimestampTz | FlagKind::Timestamp { .. } => {
+            format!("{} < now() - interval '1 minute'", table.flag_at("new"))
+        }
+    };
+    let body = format!(
+        r#"
+declare
+    open_deletion bigint;
+    claimed timestamptz;
+    inserted boolean;
+begin
+    if not coalesce({old_set}, false) then
+        if tg_when = 'BEFORE' and coalesce({new_set}, false) and {backdated} then
+            insert into tombstream.deletion (relation, key, state)
+            values ({name}, {new_key}, 'pending')
+            on conflict (relation, key) where state in ('pending', 'hidden', 'claimed', 'parked')
+            do nothing;
+        end if;
+        return new;
+    end if;
+    insert into tombstream.deletion as d (relation, key, state)
+    values ({name}, {old_key}, 'pending')
+    on conflict (relation, key) where state in ('pending', 'hidden', 'claimed', 'parked')
+    do update set state = d.state
+    returning d.id, d.claimed_at, d.xmax = 0 into open_deletion, claimed, inserted;
+    if claimed is not null then
+        if tg_when = 'BEFORE' and coalesce({new_set}, false) and {same_key} then
+            new.{flag} := old.{flag};
+            return new;
+        end if;
+        raise exception using errcode = '{CLAIMED_SQLSTATE}', message = {message};
+    end if;
+    if tg_when = 'AFTER' then
+        -- The BEFORE trigger has done the work; this one looked at the final row.
+        if inserted then
+            delete from tombstream.deletion where id = open_deletion;
+        end if;
+        return null;
+    end if;
+    if not (coalesce({new_set}, false) and {same_key}) then
+        update tombstream.deletion set state = 'cancelled', closed_at = now()
+        where id = open_deletion;
+    end if;
+    return new;
+end
+"#,
+        new_key = table.key("new"),
+    );
+    let quote = dollar_quote(&body);
+    format!(
+        "create or replace function {function}() returns trigger \
+         language plpgsql volatile security definer set search_path = '' as {quote}{body}{quote}"
+    )
+}
+
+/// A dollar quote that `body` doesn't hold: names may hold anything.
+fn dollar_quote(body: &str) -> String {
+    (0..)
+        .map(|n| format!("$guard{n}$"))
+        .find(|quote| !body.contains(quote))
+        .expect("a text holds finitely many quotes")
+}

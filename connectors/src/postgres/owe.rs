@@ -1,0 +1,77 @@
+//! What is owed: targets that no store has confirmed in time, left to the sweep so that the frontier
+//! can move (L3).
+
+use tracing::warn;
+
+use tombstream_model::{LedgerError, Settled, Verdict};
+
+use super::ledger::PgLedger;
+use super::pool::ledger_error;
+
+/// Writes what was confirmed, ends the lease, and says when to try again: the wait doubles with each
+/// attempt. Takes the ledger's rows in key order and skips what others hold: their lease runs out.
+const OWE: &str = "\
+    with i as ( \
+        select * from unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[]) \
+            as i(id, token, targets, reason) \
+    ), \
+    mine as ( \
+        select d.id, i.targets::jsonb as targets, i.reason from tombstream.deletion d \
+        join i on d.id = i.id \
+        where d.state = 'claimed' and d.lease_token = i.token \
+        order by d.relation, d.key for update of d skip locked \
+    ) \
+    update tombstream.deletion d set targets = mine.targets, lease_until = null, \
+        state = case when mine.reason is null then 'claimed' else 'parked' end, \
+        reason = mine.reason, \
+        due_at = clock_timestamp() + make_interval(secs => least($6, $5 * 2 ^ least(d.attempts - 1, 30))) \
+    from mine where d.id = mine.id";
+
+impl PgLedger {
+    pub(super) async fn owe_batch(&self, batch: &[Settled]) -> Result<(), LedgerError> {
+        let ids: Vec<i64> = batch.iter().map(|settled| settled.claimed.id.0).collect();
+        let tokens: Vec<i64> = batch.iter().map(|settled| settled.claimed.fence.token).collect();
+        let targets = batch
+            .iter()
+            .map(|settled| self.entries(settled))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(ledger_error)?;
+        let reasons: Vec<Option<String>> =
+            batch.iter().map(|settled| self.needs_a_person(settled)).collect();
+        let parked = reasons.iter().flatten().count();
+        sqlx::query(OWE)
+            .bind(ids)
+            .bind(tokens)
+            .bind(targets)
+            .bind(&reasons)
+            .bind(self.config.owed_wait_min.as_secs_f64())
+            .bind(self.config.owed_wait_max.as_secs_f64())
+            .execute(&self.pool)
+            .await
+            .map_err(ledger_error)?;
+        if parked > 0 {
+            let first = reasons.iter().flatten().next();
+            warn!(parked, first, "deletions parked: a store refuses");
+            metrics::counter!("tombstream_parked_total").increment(parked as u64);
+        }
+        Ok(())
+    }
+
+    /// Why asking again is no use, if so.
+    fn needs_a_person(&self, settled: &Settled) -> Option<String> {
+        settled.claimed.targets.iter().zip(&settled.outcomes).find_map(|(claimed, outcome)| {
+            let store = self.store_name(claimed.target.store);
+            match outcome.verdict {
+                Verdict::Refused => Some(format!("store {store} refuses: {}", outcome.said)),
+                Verdict::Superseded => {
+                    Some(format!("store {store} holds a newer life: {}", outcome.said))
+                }
+                Verdict::Deleted
+                | Verdict::Absent
+                | Verdict::Busy
+                | Verdict::Unknown
+                | Verdict::Waived => None,
+            }
+        })
+    }
+}

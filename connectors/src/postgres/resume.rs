@@ -1,0 +1,141 @@
+//! Taking over: claimed deletions whose lease is over, or which owe something and are due again.
+//!
+//! This starts at the ledger and locks no row of a relation: it would wait out, or deadlock with, an
+//! application's open restore. It only *reads* whether a row came back to life, which can happen
+//! where no trigger refused it (S2): what remains is then not destroyed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use tracing::error;
+
+use tombstream_model::{Claimed, DeletionId, Fence, LedgerError, Relation};
+
+use super::ledger::{ClaimedRow, PgLedger, Prepared, TargetEntry};
+use super::pool::ledger_error;
+use super::table::Table;
+
+/// Takes the ledger's rows in key order, skipping what others hold, and writes a new lease.
+const TAKE: &str = "\
+    with due as ( \
+        select d.id from tombstream.deletion d \
+        where d.id = any($1) and d.state = 'claimed' \
+            and (d.lease_until is null or d.lease_until < clock_timestamp()) \
+            and (d.due_at is null or d.due_at <= clock_timestamp()) \
+            and not exists (select from tombstream.pause p where p.relation = d.relation) \
+        order by d.relation, d.key for update of d skip locked \
+    ), \
+    token as materialized (select nextval('tombstream.lease_token') as token) \
+    update tombstream.deletion d set lease_owner = $2, lease_token = token.token, \
+        lease_until = clock_timestamp() + make_interval(secs => $3), attempts = d.attempts + 1, \
+        due_at = null \
+    from due cross join token where d.id = due.id \
+    returning d.id, d.relation, d.key, d.flag, d.flip_lsn::text, d.targets, d.lease_token";
+
+/// The statement that finds rows which came back to life.
+#[derive(Debug)]
+pub(super) struct ResumeSql {
+    late: Arc<str>,
+}
+
+impl ResumeSql {
+    pub(super) fn new(relation: &Relation) -> Self {
+        let table = Table::new(relation);
+        let late = format!(
+            "update tombstream.deletion d set state = 'late_restore', closed_at = clock_timestamp(), \
+                 reason = 'the row came back to life after the claim', lease_until = null \
+             from {name} t \
+             where d.id = any($1) and d.state = 'claimed' and {matches} and {alive} \
+             returning d.id",
+            name = table.name(),
+            matches = table.matches_array("t", "d.key"),
+            alive = format!("({}) is not true", table.is_set("t")),
+        );
+        Self { late: late.into() }
+    }
+}
+
+impl PgLedger {
+    pub(super) async fn resume_batch(
+        &self,
+        batch: &[DeletionId],
+    ) -> Result<Vec<Claimed>, LedgerError> {
+        let ids: Vec<i64> = batch.iter().map(|id| id.0).collect();
+        let until = Instant::now() + self.config.lease;
+        let mut transaction = self
+            .pool
+            .begin_with("begin isolation level read committed")
+            .await
+            .map_err(ledger_error)?;
+        let taken = self.take(&mut transaction, &ids).await.map_err(ledger_error)?;
+        let late = self.end_late(&mut transaction, &taken).await.map_err(ledger_error)?;
+        transaction.commit().await.map_err(ledger_error)?;
+        Ok(taken
+            .into_iter()
+            .filter(|(row, _)| !late.contains(&row.id))
+            .filter_map(|(row, token)| self.claimed(row, Fence { token, until }, false))
+            .collect())
+    }
+
+    async fn take(
+        &self,
+        connection: &mut PgConnection,
+        ids: &[i64],
+    ) -> Result<Vec<(ClaimedRow, i64)>, sqlx::Error> {
+        let rows = sqlx::query(TAKE)
+            .bind(ids)
+            .bind(&self.config.owner)
+            .bind(self.lease_seconds())
+            .fetch_all(connection)
+            .await?;
+        rows.into_iter()
+            .map(|row| {
+                let claimed = ClaimedRow {
+                    id: row.try_get(0)?,
+                    relation: row.try_get(1)?,
+                    key: row.try_get(2)?,
+                    flag: row.try_get(3)?,
+                    lsn: row.try_get(4)?,
+                    targets: row.try_get::<Json<Vec<TargetEntry>>, _>(5)?.0,
+                };
+                Ok((claimed, row.try_get(6)?))
+            })
+            .collect()
+    }
+
+    /// Ends those whose row is alive again, and says which.
+    async fn end_late(
+        &self,
+        connection: &mut PgConnection,
+        taken: &[(ClaimedRow, i64)],
+    ) -> Result<Vec<i64>, sqlx::Error> {
+        let mut of_relation: BTreeMap<&str, Vec<i64>> = BTreeMap::new();
+        for (row, _) in taken {
+            of_relation.entry(&row.relation).or_default().push(row.id);
+        }
+        let mut late = Vec::new();
+        for (name, ids) in of_relation {
+            let Some((_, prepared)) = self.relation_named(name) else { continue };
+            let sql = AssertSqlSafe(Arc::clone(&prepared.resume.late));
+            late.extend(
+                sqlx::query_scalar::<_, i64>(sql).bind(ids).fetch_all(&mut *connection).await?,
+            );
+            report_late(prepared, &late);
+        }
+        Ok(late)
+    }
+}
+
+/// A restore that came too late is never silent.
+pub(super) fn report_late(prepared: &Prepared, deletions: &[i64]) {
+    if deletions.is_empty() {
+        return;
+    }
+    let relation = prepared.relation.name.to_string();
+    metrics::counter!("tombstream_late_restores_total", "relation" => relation)
+        .increment(deletions.len() as u64);
+    error!(relation = %prepared.relation.name, ?deletions, "restored after the claim: copies may be gone; install the guard trigger");
+}

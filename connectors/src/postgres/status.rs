@@ -1,0 +1,148 @@
+//! What operators ask of the ledger.
+
+use serde::Serialize;
+use sqlx::PgPool;
+use sqlx::types::Json;
+
+/// Where everything stands. One snapshot.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// Deletions by relation and state.
+    pub relations: Vec<RelationStatus>,
+    /// What is owed to which store.
+    pub owed: Vec<OwedStore>,
+    /// Relations of which nothing is claimed or finalized.
+    pub paused: Vec<PausedRelation>,
+    /// How many messages could not be decoded.
+    pub dead_letters: i64,
+}
+
+/// Deletions of one relation in one state.
+#[derive(Clone, Debug, Serialize, sqlx::FromRow)]
+pub struct RelationStatus {
+    /// The relation's name.
+    pub relation: String,
+    /// The state, as the ledger spells it.
+    pub state: String,
+    /// How many.
+    pub deletions: i64,
+    /// Seconds since the oldest was first seen.
+    pub oldest_seconds: f64,
+}
+
+/// Targets of open claims that a store has not confirmed.
+#[derive(Clone, Debug, Serialize, sqlx::FromRow)]
+pub struct OwedStore {
+    /// The relation's name.
+    pub relation: String,
+    /// The store's name.
+    pub store: String,
+    /// How many targets.
+    pub targets: i64,
+    /// What the store said last of one of them.
+    pub said: Option<String>,
+}
+
+/// A paused relation.
+#[derive(Clone, Debug, Serialize, sqlx::FromRow)]
+pub struct PausedRelation {
+    /// The relation's name.
+    pub relation: String,
+    /// Why.
+    pub reason: String,
+    /// The store and some of the addresses that were not there.
+    pub detail: Json<serde_json::Value>,
+    /// Since when.
+    pub paused_at: chrono::DateTime<chrono::Utc>,
+}
+
+/// A message that could not be decoded.
+#[derive(Clone, Debug, Serialize, sqlx::FromRow)]
+pub struct DeadLetterRow {
+    /// Its number.
+    pub id: i64,
+    /// Where it stood.
+    pub topic: String,
+    /// Where it stood.
+    pub partition: i32,
+    /// Where it stood.
+    pub offset: i64,
+    /// Why it can't be decoded.
+    pub reason: String,
+    /// Its key.
+    #[serde(skip)]
+    pub key: Option<Vec<u8>>,
+    /// Its value.
+    #[serde(skip)]
+    pub value: Option<Vec<u8>>,
+    /// When it was kept.
+    pub buried_at: chrono::DateTime<chrono::Utc>,
+}
+
+/// Where everything stands.
+pub async fn status(pool: &PgPool) -> Result<Status, sqlx::Error> {
+    let mut snapshot = pool.begin_with("begin isolation level repeatable read read only").await?;
+    let relations = sqlx::query_as(
+        "select relation, state, count(*) as deletions, \
+             extract(epoch from now() - min(first_seen))::float8 as oldest_seconds \
+         from tombstream.deletion group by relation, state order by relation, state",
+    )
+    .fetch_all(&mut *snapshot)
+    .await?;
+    let owed = sqlx::query_as(
+        "select d.relation, t.entry ->> 'store' as store, count(*) as targets, \
+             max(t.entry -> 'outcome' ->> 'said') as said \
+         from tombstream.deletion d cross join jsonb_array_elements(d.targets) as t(entry) \
+         where d.state = 'claimed' and d.lease_until is null \
+             and coalesce(t.entry -> 'outcome' ->> 'verdict', '') not in ('deleted', 'absent', 'waived') \
+         group by 1, 2 order by 1, 2",
+    )
+    .fetch_all(&mut *snapshot)
+    .await?;
+    let paused = sqlx::query_as("select * from tombstream.pause order by relation")
+        .fetch_all(&mut *snapshot)
+        .await?;
+    let dead_letters = sqlx::query_scalar("select count(*) from tombstream.dead_letter")
+        .fetch_one(&mut *snapshot)
+        .await?;
+    snapshot.rollback().await?;
+    Ok(Status { relations, owed, paused, dead_letters })
+}
+
+/// Dead letters with an id above `after`, oldest first, at most `limit`.
+pub async fn dead_letters(
+    pool: &PgPool,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<DeadLetterRow>, sqlx::Error> {
+    sqlx::query_as("select * from tombstream.dead_letter where id > $1 order by id limit $2")
+        .bind(after)
+        .bind(limit)
+        .fetch_all(pool)
+        .await
+}
+
+/// One dead letter, whole.
+pub async fn dead_letter(pool: &PgPool, id: i64) -> Result<Option<DeadLetterRow>, sqlx::Error> {
+    sqlx::query_as("select * from tombstream.dead_letter where id = $1")
+        .bind(id)
+        .fetch_optional(pool)
+        .await
+}
+
+/// Ends a relation's pause and forgets its absent shares, so that it is judged anew. Says whether it
+/// was paused.
+pub async fn resume_relation(pool: &PgPool, relation: &str) -> Result<bool, sqlx::Error> {
+    let mut transaction = pool.begin().await?;
+    let resumed = sqlx::query("delete from tombstream.pause where relation = $1")
+        .bind(relation)
+        .execute(&mut *transaction)
+        .await?
+        .rows_affected();
+    sqlx::query("delete from tombstream.absent_share where relation = $1")
+        .bind(relation)
+        .execute(&mut *transaction)
+        .await?;
+    transaction.commit().await?;
+    Ok(resumed > 0)
+}

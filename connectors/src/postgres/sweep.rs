@@ -1,0 +1,213 @@
+//! The sweep: the scan of the flag itself, and of what is open in the ledger.
+//!
+//! Invariant (L1): nothing depends on an event having come. Grace, outages, lost events, restarts and
+//! what is owed are all served by this source. It commits nothing: what it brings is durable already.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, PgPool, Row as _};
+use tokio::time::Instant;
+
+use tombstream_model::{
+    Candidate, Cause, DeletionId, FlagKind, Found, Key, Mark, Polled, Records, Relation,
+    RelationId, Source, SourceError,
+};
+
+use super::table::{Table, ident, literal};
+
+/// How the sweep goes.
+#[derive(Clone, Debug)]
+pub struct SweepConfig {
+    /// How long it rests between two rounds.
+    pub interval: Duration,
+    /// Most keys it brings at once.
+    pub page_max: u32,
+    /// How long a flag may stand before the sweep takes it. Events are faster; this leaves them the
+    /// time, so that a healthy stream's work is not done twice. Grace, where longer, is used instead.
+    pub after: Duration,
+}
+
+/// The scan of the flag itself, as a source.
+#[derive(Debug)]
+pub struct Sweep {
+    pool: PgPool,
+    config: SweepConfig,
+    /// One scan for each relation, and the scan of the ledger last.
+    scans: Vec<Scan>,
+    /// What is left of this round.
+    todo: VecDeque<usize>,
+    next_round: Instant,
+}
+
+#[derive(Debug)]
+enum Scan {
+    Flags { relation: RelationId, first: Arc<str>, next: Arc<str>, after: Option<Cursor> },
+    Open { after: i64 },
+}
+
+/// The last row of a page: the flag's text (none for boolean flags) and the key's columns.
+#[derive(Clone, Debug)]
+struct Cursor {
+    flag: Option<String>,
+    key: Vec<String>,
+}
+
+impl Sweep {
+    /// A sweep over `relations`; a [`RelationId`] is an index into them. Its first round begins at
+    /// once: after an outage there may be much to find.
+    pub fn new(pool: PgPool, relations: Arc<[Relation]>, config: SweepConfig) -> Self {
+        let mut scans: Vec<Scan> = relations
+            .iter()
+            .zip(0..)
+            .map(|(relation, id)| Scan::Flags {
+                relation: RelationId(id),
+                first: flags_sql(relation, &config, false).into(),
+                next: flags_sql(relation, &config, true).into(),
+                after: None,
+            })
+            .collect();
+        scans.push(Scan::Open { after: 0 });
+        Self { pool, config, scans, todo: VecDeque::new(), next_round: Instant::now() }
+    }
+
+    /// Reads the next page of the scan at `place`. The scan's cursor moves only with the answer.
+    async fn page(&mut self, place: usize) -> Result<Records, sqlx::Error> {
+        let limit = i64::from(self.config.page_max);
+        match &mut self.scans[place] {
+            Scan::Flags { relation, first, next, after } => {
+                let sql = if after.is_some() { next } else { first };
+                let mut query = sqlx::query(AssertSqlSafe(Arc::clone(sql))).bind(limit);
+                if let Some(cursor) = &after {
+                    if let Some(flag) = &cursor.flag {
+                        query = query.bind(flag);
+                    }
+                    for column in &cursor.key {
+                        query = query.bind(column);
+                    }
+                }
+                let rows = query.fetch_all(&self.pool).await?;
+                let mut candidates = Vec::with_capacity(rows.len());
+                let mut last = None;
+                for row in rows {
+                    let key: Vec<String> = row.try_get(0)?;
+                    candidates.push(Candidate {
+                        relation: *relation,
+                        key: Key::from_postgres(key.clone()),
+                        position: None,
+                        cause: Cause::Sweep,
+                        found: Found::Flagged,
+                    });
+                    last = Some(Cursor { flag: row.try_get(1)?, key });
+                }
+                *after = last;
+                Ok(Records::Candidates(candidates))
+            }
+            Scan::Open { after } => {
+                let ids: Vec<i64> =
+                    sqlx::query_scalar(OPEN).bind(limit).bind(*after).fetch_all(&self.pool).await?;
+                *after = ids.last().copied().unwrap_or(0);
+                Ok(Records::Open(ids.into_iter().map(DeletionId).collect()))
+            }
+        }
+    }
+
+    fn rewind(&mut self, place: usize) {
+        match &mut self.scans[place] {
+            Scan::Flags { after, .. } => *after = None,
+            Scan::Open { after } => *after = 0,
+        }
+    }
+}
+
+/// Expired leases and what is owed and due, oldest first.
+const OPEN: &str = "\
+    select d.id from tombstream.deletion d \
+    where d.state = 'claimed' and d.id > $2 \
+        and (d.lease_until is null or d.lease_until < clock_timestamp()) \
+        and (d.due_at is null or d.due_at <= clock_timestamp()) \
+        and not exists (select from tombstream.pause p where p.relation = d.relation) \
+    order by d.id limit $1";
+
+/// A page of flagged rows that are due and that no open claim and no person looks after already.
+/// Ordered as the partial index is, so that the scan costs what it brings.
+fn flags_sql(relation: &Relation, config: &SweepConfig, goes_on: bool) -> String {
+    let table = Table::new(relation);
+    let name = literal(&relation.name);
+    let wait = relation.grace.max(config.after).as_millis();
+    let due = format!("(now() - interval '{wait} milliseconds')");
+    let (flag, flag_type, due) = match &relation.flag.kind {
+        FlagKind::TimestampTz => (Some(table.flag("t")), "timestamptz", due),
+        FlagKind::Timestamp { zone } => {
+            (Some(table.flag("t")), "timestamp", format!("({due} at time zone {})", literal(zone)))
+        }
+        FlagKind::Boolean => (None, "", due),
+    };
+    let mut columns: Vec<(String, &str)> = Vec::new();
+    columns.extend(flag.iter().map(|flag| (flag.clone(), flag_type)));
+    columns.extend(
+        relation.key.iter().map(|key| (format!("t.{}", ident(&key.name)), key.kind.sql_type())),
+    );
+    let order: Vec<&str> = columns.iter().map(|(column, _)| column.as_str()).collect();
+    let bound: Vec<String> =
+        columns.iter().zip(2..).map(|((_, kind), n)| format!("${n}::text::{kind}")).collect();
+    let after = match goes_on {
+        true => format!(" and ({}) > ({})", order.join(", "), bound.join(", ")),
+        false => String::new(),
+    };
+    let due = flag.as_ref().map(|flag| format!(" and {flag} <= {due}")).unwrap_or_default();
+    format!(
+        "select {key}, {shown} from {table} t where {is_set}{due}{after} \
+         and not exists (select from tombstream.deletion d where d.relation = {name} \
+             and d.key = {key} and d.state in ('claimed', 'parked')) \
+         and not exists (select from tombstream.pause p where p.relation = {name}) \
+         order by {order} limit $1",
+        key = table.key("t"),
+        shown = flag.map_or_else(|| "null::text".to_owned(), |flag| format!("{flag}::text")),
+        table = table.name(),
+        is_set = table.is_set("t"),
+        order = order.join(", "),
+    )
+}
+
+impl Source for Sweep {
+    async fn next(&mut self) -> Result<Polled, SourceError> {
+        loop {
+            let Some(&place) = self.todo.front() else {
+                tokio::time::sleep_until(self.next_round).await;
+                self.todo = (0..self.scans.len()).collect();
+                for place in 0..self.scans.len() {
+                    self.rewind(place);
+                }
+                continue;
+            };
+            let records = match self.page(place).await {
+                Ok(records) => records,
+                Err(error) => {
+                    // The round begins again later; a relation that is refused stops no other.
+                    self.todo.pop_front();
+                    self.next_round = Instant::now() + self.config.interval;
+                    return Err(SourceError::Unavailable(Box::new(error)));
+                }
+            };
+            if records.len() < usize::try_from(self.config.page_max).unwrap_or(usize::MAX) {
+                self.todo.pop_front();
+                if self.todo.is_empty() {
+                    self.next_round = Instant::now() + self.config.interval;
+                }
+            }
+            if !records.is_empty() {
+                return Ok(Polled { records, marks: Vec::new() });
+            }
+        }
+    }
+
+    async fn commit(&mut self, _marks: Vec<Mark>) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    fn pause(&mut self, _topic: &str) -> Result<(), SourceError> {
+        Ok(())
+    }
+}
