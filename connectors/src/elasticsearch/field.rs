@@ -281,7 +281,8 @@ impl<'a> Chunked<'a> {
     }
 
     fn end(self) -> Fault {
-        if self.late {
+        // What was found after the lease's end is thrown away, an absence as well.
+        if self.late || (self.deleted == 0 && !self.fence.holds()) {
             return lease_over();
         }
         if let Some(fault) = self.fault {

@@ -41,10 +41,17 @@ struct Spot {
     read: Read,
 }
 
+/// What a batch is sorted for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Intent {
+    Destroy,
+    Look,
+}
+
 /// A batch, sorted by what has to be done.
 #[derive(Default)]
 struct Sorted<'a> {
-    refused: Vec<(usize, Fault)>,
+    ended: Vec<(usize, Fault)>,
     spots: Vec<Spot>,
     groups: Vec<Group<'a>>,
 }
@@ -61,14 +68,18 @@ impl ElasticsearchSink {
     /// Resolves every declared name that `batch` uses, and sorts the batch.
     ///
     /// A name that stands for nothing is an error, never "absent": nothing was looked at.
-    async fn sort<'a>(&self, batch: &'a [Target]) -> Result<Sorted<'a>, SinkError> {
+    async fn sort<'a>(&self, batch: &'a [Target], intent: Intent) -> Result<Sorted<'a>, SinkError> {
         let mut names = Names::new();
         let mut sorted = Sorted::default();
         for (place, target) in batch.iter().enumerate() {
+            if intent == Intent::Destroy && !target.fence.holds() {
+                sorted.ended.push((place, lease_over()));
+                continue;
+            }
             let name = match self.admit(&target.address) {
                 Ok(name) => name,
                 Err(fault) => {
-                    sorted.refused.push((place, fault));
+                    sorted.ended.push((place, fault));
                     continue;
                 }
             };
@@ -85,7 +96,7 @@ impl ElasticsearchSink {
                     "alias `{name}` shows only a part of index `{}`: declare the index itself",
                     index.name
                 );
-                sorted.refused.push((place, Fault::new(Verdict::Refused, said)));
+                sorted.ended.push((place, Fault::new(Verdict::Refused, said)));
                 continue;
             }
             match &target.address {
@@ -214,7 +225,11 @@ impl ElasticsearchSink {
                     (None, Some(Condition::Version(version)))
                 }
                 (Read::Found(seen), None) => (None, Some(Condition::Seen(*seen))),
-                (Read::NotFound, None) => (Some(absent("not found")), None),
+                // What was read after the lease's end is thrown away, an absence as well.
+                (Read::NotFound, None) if batch[spot.target].fence.holds() => {
+                    (Some(absent("not found")), None)
+                }
+                (Read::NotFound, None) => (Some(lease_over()), None),
             };
             ends.push(end);
             deletes.extend(condition.map(|condition| (place, condition)));
@@ -306,10 +321,10 @@ impl ElasticsearchSink {
 
 impl Sink for ElasticsearchSink {
     async fn destroy(&self, batch: &[Target]) -> Result<Vec<Outcome>, SinkError> {
-        let Sorted { refused, mut spots, groups } = self.sort(batch).await?;
+        let Sorted { ended, mut spots, groups } = self.sort(batch, Intent::Destroy).await?;
         self.read(&mut spots).await?;
         let mut ends = self.delete(batch, &spots).await?;
-        ends.extend(refused);
+        ends.extend(ended);
         let mut outcomes = Outcomes::new(batch.len());
         outcomes.extend(ends);
         for group in groups {
@@ -323,10 +338,10 @@ impl Sink for ElasticsearchSink {
     }
 
     async fn look(&self, batch: &[Target]) -> Result<Vec<Presence>, SinkError> {
-        let Sorted { refused, mut spots, groups } = self.sort(batch).await?;
+        let Sorted { ended, mut spots, groups } = self.sort(batch, Intent::Look).await?;
         self.read(&mut spots).await?;
         let mut found: Vec<Vec<Presence>> = vec![Vec::new(); batch.len()];
-        for (target, _) in refused {
+        for (target, _) in ended {
             found[target].push(Presence::Unknown);
         }
         for spot in &spots {
