@@ -12,6 +12,7 @@ mod bury;
 mod check;
 mod claim;
 mod finalize;
+mod generation;
 mod guard;
 mod ledger;
 mod owe;

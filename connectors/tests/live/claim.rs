@@ -283,3 +283,17 @@ async fn one_statement_alone_does_not_see_that_hold() {
     assert_eq!(locked.unwrap().len(), 1, "the hold is committed, and was not seen");
     database.drop_database().await;
 }
+
+#[tokio::test]
+async fn another_server_is_another_generation() {
+    let database = Database::with_documents(true).await;
+    let ledger = database.ledger(documents());
+    let first = ledger.generation().await.unwrap();
+    assert_eq!(ledger.generation().await.unwrap(), first);
+    let promote = "update tombstream.generation set identity = identity || '{\"timeline\": 99}'";
+    database.pool.execute(promote).await.unwrap();
+    let second = ledger.generation().await.unwrap();
+    assert!(second > first);
+    assert_eq!(ledger.generation().await.unwrap(), second);
+    database.drop_database().await;
+}
