@@ -1,1 +1,21 @@
-fn main() {}
+//! `tombstream`: makes a soft delete true.
+//!
+//! The binary is where the crates meet: one configuration file, wired to the connectors, the
+//! dataflow and the api. What each command does is in [`command`].
+
+mod command;
+mod config;
+mod http;
+mod shutdown;
+mod telemetry;
+mod wiring;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.install_default().expect("nothing else has chosen a provider");
+    command::run(command::Cli::parse())
+}

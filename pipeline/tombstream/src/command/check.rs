@@ -1,0 +1,263 @@
+//! `tombstream check`: every mistake in the configuration, and with `--live` what the real systems
+//! say of it.
+//!
+//! Mistakes are collected while the file is read; this prints findings, one line each, `ok`,
+//! `warning` or `error`, with what to do. Nothing is changed anywhere.
+
+use tombstream_api::Tokens;
+use tombstream_connectors::elasticsearch::ElasticsearchSink;
+use tombstream_connectors::postgres::{self, Finding, Severity};
+use tombstream_connectors::{kafka, s3};
+use tombstream_model::{AddressTemplate, Relation, SinkError, StoreId};
+
+use super::Failure;
+use crate::config::{Config, Problem, Problems, StoreConfig};
+use crate::wiring::{self, Connected};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Try every connection, and look at tables, triggers, buckets, indices and topics.
+    #[arg(long)]
+    live: bool,
+}
+
+/// What was looked at, and what was found.
+#[derive(Debug, Default)]
+struct Report {
+    errors: usize,
+    warnings: usize,
+}
+
+impl Report {
+    fn say(&mut self, severity: Severity, about: &str, text: &str) {
+        match severity {
+            Severity::Good => {}
+            Severity::Warning => self.warnings += 1,
+            Severity::Error => self.errors += 1,
+        }
+        println!("{:<7} {about}: {text}", severity.to_string());
+    }
+
+    fn good(&mut self, about: &str, text: &str) {
+        self.say(Severity::Good, about, text);
+    }
+
+    fn warning(&mut self, about: &str, text: &str) {
+        self.say(Severity::Warning, about, text);
+    }
+
+    fn error(&mut self, about: &str, text: &str) {
+        self.say(Severity::Error, about, text);
+    }
+
+    fn add(&mut self, about: &str, findings: Vec<Finding>) {
+        for finding in findings {
+            self.say(finding.severity, about, &finding.text);
+        }
+    }
+}
+
+pub(super) async fn check(config: Config, args: Args) -> Result<(), Failure> {
+    tokens(&config)?;
+    println!(
+        "ok      {}: {} relations, {} stores",
+        config.file,
+        config.relations.len(),
+        config.stores.len()
+    );
+    if !args.live {
+        return Ok(());
+    }
+    let mut report = Report::default();
+    database(&config, &mut report).await;
+    for (store, id) in config.stores.iter().zip(0..) {
+        self::store(&config, StoreId(id), store, &mut report).await;
+    }
+    if let Some(section) = &config.source.kafka {
+        brokers(&wiring::kafka_config(section), &wiring::topics(&config), &mut report).await;
+    }
+    println!("{} errors, {} warnings", report.errors, report.warnings);
+    if report.errors > 0 { Err(Failure::Said) } else { Ok(()) }
+}
+
+/// The file of tokens is part of the configuration.
+fn tokens(config: &Config) -> Result<(), Problems> {
+    let Some(path) = &config.api.tokens_file else { return Ok(()) };
+    let Err(error) = Tokens::read(path) else { return Ok(()) };
+    let reason = anyhow::Error::from(error);
+    let problem = Problem {
+        place: config.api.tokens_place.clone(),
+        what: format!("{reason:#}"),
+        fix: "write lines of `tombstream token NAME` there, readable by the api's user".into(),
+    };
+    Err(Problems { file: config.file.clone(), list: vec![problem] })
+}
+
+async fn database(config: &Config, report: &mut Report) {
+    let pool = match wiring::connect(&config.database, "tombstream-check").await {
+        Ok(pool) => pool,
+        Err(error) => return report.error("database", &format!("{error:#}")),
+    };
+    report.good("database", "it answers");
+    match postgres::check_ledger(&pool).await {
+        Ok(findings) => report.add("database", findings),
+        Err(error) => report.error("database", &format!("the ledger can't be looked at: {error}")),
+    }
+    for relation in config.relations.iter() {
+        let about = format!("relation {}", relation.name);
+        match postgres::check(&pool, relation).await {
+            Ok(findings) => report.add(&about, findings),
+            Err(error) => report.error(&about, &format!("it can't be looked at: {error}")),
+        }
+    }
+}
+
+async fn store(config: &Config, id: StoreId, store: &StoreConfig, report: &mut Report) {
+    let about = format!("store {}", store.name);
+    match wiring::connect_store(store) {
+        Err(error) => report.error(&about, &format!("{error:#}")),
+        Ok(Connected::S3(sink)) => buckets(&sink, &about, report).await,
+        Ok(Connected::Elasticsearch(sink)) => {
+            let fields = fields(&config.relations, id);
+            let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
+            documents(&sink, &fields, &about, report).await;
+        }
+        Ok(Connected::ObjectStore(sink)) => match sink.check().await {
+            Ok(()) => report.good(&about, "it answers"),
+            Err(error) => report.error(&about, &explain(&error)),
+        },
+    }
+}
+
+async fn buckets(sink: &s3::S3Sink, about: &str, report: &mut Report) {
+    let facts = match sink.check().await {
+        Ok(facts) => facts,
+        Err(error) => return report.error(about, &explain(&error)),
+    };
+    for facts in facts.buckets {
+        let bucket = &facts.bucket;
+        match facts.versioning {
+            s3::Versioning::Off => report.good(about, &format!("bucket {bucket} answers")),
+            s3::Versioning::Enabled | s3::Versioning::Suspended => report.error(
+                about,
+                &format!(
+                    "bucket {bucket} is versioned: a delete leaves the data there, so every \
+                     deletion would be refused; use a bucket without versions"
+                ),
+            ),
+            s3::Versioning::Unknown(why) => report.warning(
+                about,
+                &format!(
+                    "bucket {bucket} does not say whether it is versioned ({why}); a delete \
+                     marker in an answer is refused all the same"
+                ),
+            ),
+        }
+        match facts.object_lock {
+            s3::ObjectLock::Off => {}
+            s3::ObjectLock::On => report.warning(
+                about,
+                &format!("bucket {bucket} can lock objects: those wait parked until it ends"),
+            ),
+            s3::ObjectLock::Unknown(why) => report.warning(
+                about,
+                &format!("bucket {bucket} does not say whether it can lock objects ({why})"),
+            ),
+        }
+    }
+}
+
+async fn documents(sink: &ElasticsearchSink, fields: &[&str], about: &str, report: &mut Report) {
+    let mut facts = match sink.check(fields).await {
+        Ok(facts) => facts,
+        Err(error) => return report.error(about, &explain(&error)),
+    };
+    report.good(about, &format!("Elasticsearch {} answers", facts.version));
+    for index in &facts.indices {
+        report.good(about, &format!("index {} stands behind {}", index.index, index.declared));
+    }
+    for missing in std::mem::take(&mut facts.missing) {
+        let text = format!("index {missing} does not exist: create it, or correct `index`");
+        report.error(about, &text);
+    }
+    for field in std::mem::take(&mut facts.fields) {
+        let name = &field.field;
+        match field.problem {
+            Some(problem) => report.error(about, &format!("field {name}: {problem}")),
+            None => report.good(about, &format!("field {name} finds exact values")),
+        }
+    }
+    // What is left works, but less is promised.
+    for concern in facts.concerns() {
+        report.warning(about, &concern);
+    }
+}
+
+async fn brokers(config: &kafka::KafkaConfig, topics: &[String], report: &mut Report) {
+    let about = "kafka";
+    let facts = match kafka::check(config, topics).await {
+        Ok(facts) => facts,
+        Err(error) => return report.error(about, &format!("{:#}", anyhow::Error::from(error))),
+    };
+    report.good(about, &format!("{} answer", facts.brokers.join(", ")));
+    for topic in facts.topics {
+        let name = &topic.topic;
+        if let Some(problem) = &topic.problem {
+            report.warning(about, &format!("topic {name}: {problem}"));
+            continue;
+        }
+        let lag: i64 = topic.partitions.iter().map(|partition| partition.lag).sum();
+        let partitions = topic.partitions.len();
+        report.good(about, &format!("topic {name}: {partitions} partitions, lag {lag}"));
+        for partition in topic.partitions.iter().filter(|partition| partition.out_of_range) {
+            let number = partition.partition;
+            let text = format!(
+                "topic {name}: what the group committed of partition {number} is not in the log \
+                 any more: events are lost, and the sweep finds their flags"
+            );
+            report.warning(about, &text);
+        }
+    }
+}
+
+/// What a person can do about it is in the words of the store.
+fn explain(error: &SinkError) -> String {
+    let said = chain(error);
+    match error {
+        SinkError::Denied(_) => format!("{said}: correct the credentials or their permissions"),
+        SinkError::Missing(_) => format!("{said}: create it, or correct its name"),
+        SinkError::Unavailable(_) => format!("{said}: is its address right, and does it run?"),
+        SinkError::Throttled { .. } | SinkError::Protocol(_) => said,
+    }
+}
+
+/// An error with everything that led to it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut said = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let text = source.to_string();
+        if !said.contains(&text) {
+            said = format!("{said}: {text}");
+        }
+        next = source.source();
+    }
+    said
+}
+
+/// The fields by which chunked documents of a store are found.
+fn fields(relations: &[Relation], store: StoreId) -> Vec<String> {
+    let targets = relations.iter().flat_map(|relation| &relation.targets);
+    let mut fields: Vec<String> = targets
+        .filter(|target| target.store == store)
+        .filter_map(|target| match &target.address {
+            AddressTemplate::Field { field, .. } => Some(field.to_string()),
+            AddressTemplate::Object { .. }
+            | AddressTemplate::Prefix { .. }
+            | AddressTemplate::Document { .. } => None,
+        })
+        .collect();
+    fields.sort();
+    fields.dedup();
+    fields
+}

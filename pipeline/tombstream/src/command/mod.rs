@@ -1,0 +1,115 @@
+//! The commands: one file each, and how each ends.
+//!
+//! Exit codes: 0 it is done, 1 it failed, 2 the command line or the configuration is wrong.
+
+mod api;
+mod check;
+mod dead_letters;
+mod migrate;
+mod resume;
+mod run;
+mod status;
+mod token;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, Needs, Problems};
+use crate::telemetry::{self, LogFormat};
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "tombstream", version, about)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong command line or configuration.\n\
+                        TOMBSTREAM_LOG filters the log, such as info,tombstream_dataflow=debug.")]
+pub(crate) struct Cli {
+    /// The configuration file.
+    #[arg(long, global = true, value_name = "FILE", env = "TOMBSTREAM_CONFIG")]
+    #[arg(default_value = "./tombstream.toml")]
+    config: PathBuf,
+    /// What a line of the log (on stderr) is.
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value = "text")]
+    #[arg(env = "TOMBSTREAM_LOG_FORMAT")]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Destroy the copies of flagged rows, then the rows: the pipeline.
+    Run,
+    /// Serve the REST interface.
+    Api,
+    /// Make or update the ledger, and each relation's triggers and index.
+    Migrate(migrate::Args),
+    /// Explain every mistake in the configuration; with --live also try every connection.
+    Check(check::Args),
+    /// Say where everything stands: deletions, what is owed, pauses, dead letters.
+    Status(status::Args),
+    /// Look at messages that could not be decoded.
+    DeadLetters(dead_letters::Args),
+    /// End a relation's pause, after its cause was mended.
+    Resume(resume::Args),
+    /// Print a new random token for the api, and the line for its tokens_file.
+    Token(token::Args),
+}
+
+/// Why a command did not succeed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] Problems),
+    /// Something else.
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
+    /// It was said already.
+    #[error("failed")]
+    Said,
+}
+
+/// Runs the command, says what went wrong, and gives the exit code.
+pub(crate) fn run(cli: Cli) -> ExitCode {
+    let result = telemetry::log(cli.log_format)
+        .map_err(|error| Failure::Other(error.into()))
+        .and_then(|()| {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+            let runtime = runtime.map_err(|error| Failure::Other(error.into()))?;
+            let result = runtime.block_on(dispatch(cli));
+            // What is still under way was given up by its command.
+            runtime.shutdown_background();
+            result
+        });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Config(problems)) => {
+            eprintln!("{problems}");
+            ExitCode::from(2)
+        }
+        Err(Failure::Other(error)) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+        Err(Failure::Said) => ExitCode::FAILURE,
+    }
+}
+
+async fn dispatch(cli: Cli) -> Result<(), Failure> {
+    let load = |needs| Config::load(&cli.config, needs);
+    match cli.command {
+        Command::Run => run::run(load(Needs::Everything)?).await?,
+        Command::Api => api::api(load(Needs::Database)?).await?,
+        Command::Migrate(args) => migrate::migrate(load(Needs::Database)?, args).await?,
+        Command::Check(args) => check::check(load(Needs::Everything)?, args).await?,
+        Command::Status(args) => status::status(load(Needs::Database)?, args).await?,
+        Command::DeadLetters(args) => {
+            dead_letters::dead_letters(load(Needs::Database)?, args).await?;
+        }
+        Command::Resume(args) => resume::resume(load(Needs::Database)?, args).await?,
+        Command::Token(args) => token::token(&args)?,
+    }
+    Ok(())
+}

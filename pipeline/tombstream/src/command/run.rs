@@ -1,0 +1,101 @@
+//! `tombstream run`: the pipeline, until it is told to stop.
+
+use anyhow::{Context as _, bail};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tombstream_connectors::postgres::{self, Severity};
+use tombstream_dataflow::Running;
+use tracing::{error, info, warn};
+
+use crate::config::Config;
+use crate::shutdown::Signals;
+use crate::telemetry::Metrics;
+use crate::{http, wiring};
+
+/// Questions of `/healthz` and `/readyz` that may wait for their answer.
+const ASKS_MAX: usize = 64;
+
+pub(super) async fn run(config: Config) -> anyhow::Result<()> {
+    // From here on no signal is lost, however long the start takes.
+    let mut signals = Signals::listen().context("signals")?;
+    let metrics = Metrics::install().context("metrics")?;
+    let listen = config.pipeline.listen;
+    let listener = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("pipeline.listen: {listen} can't be listened on"))?;
+
+    let running = tokio::select! {
+        running = start(&config) => running?,
+        signal = signals.next() => {
+            info!(signal, "told to stop before it had started");
+            return Ok(());
+        }
+    };
+    let (asks, mut asked) = mpsc::channel::<http::Ask>(ASKS_MAX);
+    let port = http::serve(listener, metrics, asks, config.pipeline.epoch_age_max);
+    tokio::spawn(async move {
+        if let Err(error) = port.await {
+            error!(error = %error, "the pipeline's port ended");
+        }
+    });
+    info!(%listen, relations = config.relations.len(), stores = config.stores.len(), "running");
+
+    let signal = loop {
+        tokio::select! {
+            broken = running.broken() => {
+                error!(error = %broken, "the pipeline broke; what was not committed is read again");
+                return Err(broken.into());
+            }
+            signal = signals.next() => break signal,
+            Some(ask) = asked.recv() => {
+                if ask.send(running.health()).is_err() {
+                    warn!("who asked for the health did not wait");
+                }
+            }
+        }
+    };
+    drop(asked);
+    stop(running, signal, &config, &mut signals).await
+}
+
+async fn start(config: &Config) -> anyhow::Result<Running> {
+    let pool = wiring::connect(&config.database, "tombstream").await?;
+    let findings = postgres::check_ledger(&pool).await.context("the ledger can't be looked at")?;
+    for finding in findings {
+        match finding.severity {
+            Severity::Good => {}
+            Severity::Warning => warn!("{}", finding.text),
+            Severity::Error => bail!("{}", finding.text),
+        }
+    }
+    let pipeline = wiring::pipeline(config, pool)?;
+    Ok(pipeline.start(tokio::runtime::Handle::current())?)
+}
+
+/// Stops polling, drains, commits and leaves, in `drain_max`; a second signal leaves at once. What
+/// is left then is read again by the next process, or found by the sweep (S7).
+async fn stop(
+    running: Running,
+    signal: &str,
+    config: &Config,
+    signals: &mut Signals,
+) -> anyhow::Result<()> {
+    let drain = config.pipeline.drain_max;
+    info!(signal, drain_s = drain.as_secs_f64(), "stopping: no more is read");
+    tokio::select! {
+        stopped = running.stop(drain) => {
+            let stopped = stopped?;
+            if stopped.drained {
+                info!("stopped; everything that was read is durable");
+            } else {
+                let epochs = stopped.epochs_open;
+                warn!(epochs, "stopped before everything was durable; it is read again");
+            }
+            Ok(())
+        }
+        signal = signals.next() => {
+            warn!(signal, "leaving at once; what was not committed is read again");
+            bail!("left without draining")
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! `tombstream status`: where everything stands, from one snapshot of the ledger.
+
+use std::fmt::Write as _;
+
+use anyhow::Context as _;
+use tombstream_connectors::postgres::{self, Status};
+
+use crate::config::Config;
+use crate::wiring;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// One JSON object instead of lines for people.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn status(config: Config, args: Args) -> anyhow::Result<()> {
+    let pool = wiring::connect(&config.database, "tombstream-status").await?;
+    let status = postgres::status(&pool)
+        .await
+        .context("the ledger can't be read; is it migrated (`tombstream migrate`)?")?;
+    if args.json {
+        println!("{}", serde_json::to_string(&status)?);
+    } else {
+        print!("{}", text(&status)?);
+    }
+    Ok(())
+}
+
+fn text(status: &Status) -> Result<String, std::fmt::Error> {
+    let mut text = String::new();
+    if status.relations.is_empty() {
+        writeln!(text, "no deletion yet")?;
+    }
+    for entry in &status.relations {
+        writeln!(
+            text,
+            "{} {}: {} (oldest first seen {} ago)",
+            entry.relation,
+            entry.state,
+            entry.deletions,
+            age(entry.oldest_seconds)
+        )?;
+    }
+    for owed in &status.owed {
+        let said = owed.said.as_deref().unwrap_or("nothing yet");
+        writeln!(
+            text,
+            "owed by store {} to {}: {} targets; it said: {said}",
+            owed.store, owed.relation, owed.targets
+        )?;
+    }
+    for pause in &status.paused {
+        let since = pause.paused_at.format("%Y-%m-%d %H:%M:%S UTC");
+        writeln!(text, "paused: {} since {since}: {}", pause.relation, pause.reason)?;
+        writeln!(text, "    {}", pause.detail.0)?;
+        writeln!(text, "    when mended: tombstream resume {}", pause.relation)?;
+    }
+    writeln!(text, "dead letters: {}", status.dead_letters)?;
+    Ok(text)
+}
+
+/// Seconds as people read them.
+fn age(seconds: f64) -> String {
+    let whole = std::time::Duration::try_from_secs_f64(seconds.max(0.0).floor());
+    whole.map_or_else(|_| "?".to_owned(), |age| humantime::format_duration(age).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use tombstream_connectors::postgres::{OwedStore, RelationStatus};
+
+    use super::*;
+
+    #[test]
+    fn people_see_states_and_what_is_owed() {
+        let status = Status {
+            relations: vec![RelationStatus {
+                relation: "documents".into(),
+                state: "claimed".into(),
+                deletions: 3,
+                oldest_seconds: 61.7,
+            }],
+            owed: vec![OwedStore {
+                relation: "documents".into(),
+                store: "search".into(),
+                targets: 2,
+                said: Some("503".into()),
+            }],
+            paused: Vec::new(),
+            dead_letters: 0,
+        };
+        let expected = "documents claimed: 3 (oldest first seen 1m 1s ago)\n\
+                        owed by store search to documents: 2 targets; it said: 503\n\
+                        dead letters: 0\n";
+        assert_eq!(text(&status).unwrap(), expected);
+    }
+}

@@ -1,0 +1,159 @@
+//! The configuration: one TOML file, typed to the leaf.
+//!
+//! Unknown keys are refused, every mistake is collected with its line, key and a fix, every default
+//! gives its reason beside its field, and a secret is a type that can't be printed. What a
+//! connection would show is left to `check --live`.
+
+mod api;
+mod database;
+mod document;
+mod pipeline;
+mod relation;
+mod rules;
+mod secret;
+mod source;
+mod store;
+mod value;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tombstream_model::Relation;
+
+pub(crate) use api::ApiSection;
+pub(crate) use database::DatabaseConfig;
+pub(crate) use document::{Place, Problem, Problems};
+pub(crate) use pipeline::PipelineConfig;
+pub(crate) use relation::RouteConfig;
+pub(crate) use secret::{Secret, SecretRef};
+pub(crate) use source::{KafkaSection, Setting, SourceConfig};
+pub(crate) use store::{
+    ElasticsearchCredentials, ElasticsearchSection, ObjectStoreSection, S3Section, StoreConfig,
+    StoreKind, Verify, Version,
+};
+
+use document::{Document, Section};
+use relation::RelationConfig;
+
+/// The whole file.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// Where it was read from.
+    pub(crate) file: String,
+    pub(crate) database: DatabaseConfig,
+    pub(crate) pipeline: PipelineConfig,
+    pub(crate) api: ApiSection,
+    pub(crate) source: SourceConfig,
+    /// In the order of their names; the index is the `StoreId`.
+    pub(crate) stores: Vec<StoreConfig>,
+    /// In the order of their names; the index is the `RelationId`.
+    pub(crate) relations: Arc<[Relation]>,
+    /// What the api serves of each relation, in the same order.
+    pub(crate) routes: Vec<Option<RouteConfig>>,
+}
+
+/// Which secrets a command needs. The api and the operator's commands hold no store's credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Needs {
+    Everything,
+    Database,
+}
+
+impl Config {
+    /// Reads the file at `path`, or says everything that is wrong with it.
+    pub(crate) fn load(path: &Path, needs: Needs) -> Result<Self, Problems> {
+        let file = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(file, &text, needs),
+            Err(error) => {
+                let place = Place { line: 0, key: String::new() };
+                let problem = Problem {
+                    place,
+                    what: format!("can't be read: {error}"),
+                    fix: "name the file with --config FILE or TOMBSTREAM_CONFIG; \
+                          deploy/tombstream.example.toml is one to begin with"
+                        .into(),
+                };
+                Err(Problems { file, list: vec![problem] })
+            }
+        }
+    }
+
+    fn parse(file: String, text: &str, needs: Needs) -> Result<Self, Problems> {
+        let (config, mut list, secrets) = Document::read(text, Self::read);
+        for (place, secret) in secrets {
+            if needs == Needs::Database && !place.key.starts_with("database.") {
+                continue;
+            }
+            if let Err(wrong) = secret.resolve() {
+                list.push(Problem { place, what: wrong.what, fix: wrong.fix });
+            }
+        }
+        list.sort_by(|one, other| one.place.cmp(&other.place));
+        match config {
+            Some(config) if list.is_empty() => Ok(Self { file, ..config }),
+            _ => Err(Problems { file, list }),
+        }
+    }
+
+    fn read(root: &mut Section<'_, '_>) -> Option<Self> {
+        let fix = "add a section [database] with url = { env = \"DATABASE_URL\" }";
+        if !root.has("database") {
+            root.problem(root.place("database"), "missing", fix);
+        }
+        let database = root.table("database", DatabaseConfig::read).flatten();
+        let pipeline = root.table("pipeline", PipelineConfig::read);
+        let pipeline = pipeline.unwrap_or_else(|| root.absent(PipelineConfig::read));
+        let api = root.table("api", ApiSection::read);
+        let api = api.unwrap_or_else(|| root.absent(ApiSection::read));
+        let source = match root.has("source") {
+            true => root.table("source", SourceConfig::read).flatten(),
+            false => Some(SourceConfig::default()),
+        };
+        let read = root.tables("store", StoreConfig::read);
+        let names: Vec<String> = read.iter().map(|(name, _)| name.clone()).collect();
+        let stores: Vec<StoreConfig> =
+            read.into_iter().filter_map(|(_, store)| store.flatten()).collect();
+        let read = root.tables("relation", RelationConfig::read);
+        if read.is_empty() {
+            root.problem(
+                root.place("relation"),
+                "there is no relation",
+                "add a section [relation.documents] with table, key, flag and targets",
+            );
+        }
+        let written = read.len();
+        let relations: Vec<RelationConfig> =
+            read.into_iter().filter_map(|(_, relation)| relation.flatten()).collect();
+
+        rules::lease(root, &pipeline, &stores);
+        rules::apart(root, &relations);
+        if let Some(source) = &source {
+            let kafka = source.kafka.as_ref().map(|kafka| &kafka.place);
+            rules::topics(root, kafka, &relations);
+        }
+        let mut models = Vec::new();
+        let mut routes = Vec::new();
+        for relation in relations {
+            if let Some(targets) = rules::targets(root, &relation, &names, &stores) {
+                routes.push(relation.api.clone());
+                models.push(relation.into_model(targets));
+            }
+        }
+        let complete = models.len() == written && stores.len() == names.len();
+        let (database, source) = (database?, source?);
+        complete.then(|| Self {
+            file: String::new(),
+            database,
+            pipeline,
+            api,
+            source,
+            stores,
+            relations: models.into(),
+            routes,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

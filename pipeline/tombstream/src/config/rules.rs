@@ -1,0 +1,198 @@
+//! What no section can say alone: rules between sections.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tombstream_model::{AddressTemplate, StoreId, TargetTemplate};
+
+use super::document::{Place, Section, nearest};
+use super::pipeline::PipelineConfig;
+use super::relation::{RelationConfig, Shape, TargetConfig};
+use super::store::{StoreConfig, StoreKind};
+use super::value::Wrong;
+
+/// The lease outlasts the slowest store and the finalizing after it. A shorter one would be over
+/// while its own destroys are still on their way.
+pub(super) fn lease(section: &Section<'_, '_>, pipeline: &PipelineConfig, stores: &[StoreConfig]) {
+    let Some(slowest) = stores.iter().max_by_key(|store| store.deadline) else { return };
+    let least = slowest.deadline + pipeline.transaction_timeout;
+    if pipeline.lease <= least {
+        let text = |duration: Duration| humantime::format_duration(duration).to_string();
+        section.problem(
+            pipeline.lease_place.clone(),
+            format!(
+                "{} is over before store {:?} (deadline {}) and the finalizing \
+                 (transaction_timeout {}) are done",
+                text(pipeline.lease),
+                slowest.name,
+                text(slowest.deadline),
+                text(pipeline.transaction_timeout)
+            ),
+            format!("write more than {}, or shorten `{}`", text(least), slowest.deadline_place.key),
+        );
+    }
+}
+
+/// Two relations must not share a path, a topic or a table: nobody could tell whose row is meant.
+pub(super) fn apart(section: &Section<'_, '_>, relations: &[RelationConfig]) {
+    let mut paths = BTreeMap::new();
+    let mut topics = BTreeMap::new();
+    let mut tables = BTreeMap::new();
+    let mut in_order: Vec<&RelationConfig> = relations.iter().collect();
+    in_order.sort_by_key(|relation| relation.place.line);
+    for relation in in_order {
+        let clash = |other: Option<&str>, place: &Place, what: String, fix: &str| {
+            if let Some(other) = other {
+                let what = format!("{what} is relation {other:?}'s already");
+                section.problem(place.clone(), what, fix);
+            }
+        };
+        if let Some(api) = &relation.api {
+            let other = paths.insert(api.path.as_str(), relation.name.as_str());
+            clash(other, &api.place, format!("path {:?}", api.path), "give each its own path");
+        }
+        for (place, topic) in &relation.topics {
+            let other = topics.insert(topic.as_str(), relation.name.as_str());
+            let fix = "name a topic once; Debezium writes one for each table";
+            clash(other, place, format!("topic {topic:?}"), fix);
+        }
+        let table = (relation.table.schema.as_str(), relation.table.name.as_str());
+        let other = tables.insert(table, relation.name.as_str());
+        let what = format!("table {}.{}", table.0, table.1);
+        clash(other, &relation.place, what, "a table is one relation; put all targets there");
+    }
+}
+
+/// Topics need someone who reads them, and a reader needs topics.
+pub(super) fn topics(
+    section: &Section<'_, '_>,
+    kafka: Option<&Place>,
+    relations: &[RelationConfig],
+) {
+    let named: Vec<&Place> =
+        relations.iter().flat_map(|relation| &relation.topics).map(|(place, _)| place).collect();
+    match kafka {
+        None => {
+            for place in named {
+                section.problem(
+                    place.clone(),
+                    "names topics, but nothing reads Kafka",
+                    "add [source.kafka], or leave topics out: the sweep finds the flags",
+                );
+            }
+        }
+        Some(place) if named.is_empty() && !relations.is_empty() => section.problem(
+            place.clone(),
+            "there is nothing to read: no relation names a topic",
+            "write topics = [\"app.public.documents\"] in a relation, or leave [source.kafka] out",
+        ),
+        Some(_) => {}
+    }
+}
+
+/// The relation's targets as the model has them.
+pub(super) fn targets(
+    section: &Section<'_, '_>,
+    relation: &RelationConfig,
+    names: &[String],
+    stores: &[StoreConfig],
+) -> Option<Vec<TargetTemplate>> {
+    let mut all = Some(Vec::new());
+    for target in &relation.targets {
+        let read = self::target(section, relation, target, names, stores);
+        all = all.zip(read).map(|(mut all, read)| {
+            all.push(read);
+            all
+        });
+    }
+    all
+}
+
+fn target(
+    section: &Section<'_, '_>,
+    relation: &RelationConfig,
+    target: &TargetConfig,
+    names: &[String],
+    stores: &[StoreConfig],
+) -> Option<TargetTemplate> {
+    if !names.contains(&target.store) {
+        let known: Vec<&str> = names.iter().map(String::as_str).collect();
+        let fix = match known.as_slice() {
+            [] => format!("add a section [store.{}]", target.store),
+            known => nearest(&target.store, known),
+        };
+        let what = format!("there is no store {:?}", target.store);
+        section.problem(target.store_place.clone(), what, fix);
+        return None;
+    }
+    // A store that is there and wrong was spoken of already.
+    let index = stores.iter().position(|store| store.name == target.store)?;
+    let store = &stores[index];
+    let address = address(section, target, store)?;
+    let key: Vec<&str> = relation.key.iter().map(|column| column.name.as_str()).collect();
+    if let Err(error) = address.check(&key) {
+        let place = Place {
+            line: target.place.line,
+            key: format!("{}.{}", target.place.key, target.shape.name()),
+        };
+        let columns = key.iter().map(|name| format!("{{{name}}}")).collect::<Vec<_>>();
+        let usual = format!("name the whole key, each column apart: {}", columns.join("/"));
+        let Wrong { what, fix } = Wrong::split(&error.to_string(), &usual);
+        section.problem(place, what, fix);
+        return None;
+    }
+    Some(TargetTemplate {
+        store: StoreId(u16::try_from(index).expect("fewer than 65,536 stores")),
+        address,
+    })
+}
+
+fn address(
+    section: &Section<'_, '_>,
+    target: &TargetConfig,
+    store: &StoreConfig,
+) -> Option<AddressTemplate> {
+    let address = match (target.shape.clone(), &store.kind) {
+        (Shape::Object { key }, kind) if kind.holds_objects() => {
+            AddressTemplate::Object { bucket: container(kind), key }
+        }
+        (Shape::Prefix { prefix }, kind) if kind.holds_objects() => {
+            AddressTemplate::Prefix { bucket: container(kind), prefix }
+        }
+        (Shape::Document { id, routing }, kind) if !kind.holds_objects() => {
+            AddressTemplate::Document { index: container(kind), id, routing }
+        }
+        (Shape::Field { field, value, routing }, kind) if !kind.holds_objects() => {
+            AddressTemplate::Field { index: container(kind), field: field.into(), value, routing }
+        }
+        (shape, kind) => {
+            let fix = if kind.holds_objects() {
+                "write key = \"{id}/original\" or prefix = \"{id}/\""
+            } else {
+                "write id = \"{id}\", or field = \"document_id\" with value = \"{id}\""
+            };
+            section.problem(
+                target.place.clone(),
+                format!(
+                    "`{}` is no address in store {:?}, whose kind is {:?}",
+                    shape.name(),
+                    store.name,
+                    kind.name()
+                ),
+                fix,
+            );
+            return None;
+        }
+    };
+    Some(address)
+}
+
+/// The bucket or the index that every address in the store is in.
+fn container(kind: &StoreKind) -> Arc<str> {
+    match kind {
+        StoreKind::S3(s3) => s3.bucket.as_str().into(),
+        StoreKind::ObjectStore(store) => store.url.as_str().into(),
+        StoreKind::Elasticsearch(elasticsearch) => elasticsearch.index.as_str().into(),
+    }
+}

@@ -1,0 +1,447 @@
+//! `[store.NAME]`: the systems that hold copies.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::de::DeValue;
+
+use super::document::{Place, Section};
+use super::relation::is_name;
+use super::secret::SecretRef;
+use super::source::Setting;
+use super::value::{Leaf, Share, Wrong, word};
+
+/// A store, whatever its kind.
+#[derive(Clone, Debug)]
+pub(crate) struct StoreConfig {
+    pub(crate) name: String,
+    pub(crate) kind: StoreKind,
+    /// How a verdict is checked after the store answered (S6). `read_back` for Elasticsearch and
+    /// object stores; `sample` for S3, whose answers are read key by key and probed before.
+    pub(crate) verify: Verify,
+    /// With `sample`: one target in how many is looked up. 100: ten of a full batch.
+    pub(crate) sample_one_in: NonZeroU32,
+    /// Beyond this share of copies that were not there a wrong template is suspected, and the
+    /// relation pauses (S6). 0.5: most rows have their copies; 1 switches it off.
+    pub(crate) absent_share_max: f64,
+    /// Most targets of one batch; the kind has a maximum of its own. 1,000: what S3 takes.
+    pub(crate) batch_max: NonZeroUsize,
+    /// Batches in flight, for each worker. 4: S3 and Elasticsearch answer faster side by side.
+    pub(crate) in_flight_max: NonZeroUsize,
+    /// Longest time of one attempt of a batch. 10 s: a bulk of 1,000 takes a second or two.
+    pub(crate) timeout: Duration,
+    /// Longest time of a batch with all its attempts; what is not confirmed by then is owed.
+    /// 30 s: three attempts, and half of the default lease.
+    pub(crate) deadline: Duration,
+    pub(crate) deadline_place: Place,
+    /// How long nothing but failures may come back before the store is marked down and everything
+    /// for it is owed at once (L3). 30 s: longer than a failover of most stores.
+    pub(crate) unavailable_after: Duration,
+    /// How often one batch probes a store that is down. 5 s: soon noticed, hardly felt.
+    pub(crate) probe_wait: Duration,
+}
+
+/// What a store is, and what only that kind needs.
+#[derive(Clone, Debug)]
+pub(crate) enum StoreKind {
+    S3(S3Section),
+    ObjectStore(ObjectStoreSection),
+    Elasticsearch(ElasticsearchSection),
+}
+
+/// Objects in S3 or a server that speaks its protocol.
+#[derive(Clone, Debug)]
+pub(crate) struct S3Section {
+    /// None: AWS's own for the region.
+    pub(crate) endpoint: Option<String>,
+    /// `us-east-1`: what servers other than AWS expect.
+    pub(crate) region: String,
+    pub(crate) bucket: String,
+    /// Both or none. None: the environment's usual chain (instance profile, web identity).
+    pub(crate) credentials: Option<S3Credentials>,
+    /// Whether the bucket is in the path. With an endpoint of its own yes, for AWS no.
+    pub(crate) path_style: bool,
+    /// What every key begins with; anything else is parked (S8). None: the whole bucket.
+    pub(crate) prefix: Option<String>,
+    /// Whether a HEAD before each delete tells a deleted key from one that was never there. True:
+    /// S3 answers both alike, and only this notices a wrong template (S6).
+    pub(crate) probe: bool,
+    /// Most such requests in flight for one batch. 32: ten times a single one's rate.
+    pub(crate) probes_max: NonZeroUsize,
+    /// Longest wait for a connection. 5 s.
+    pub(crate) connect_timeout: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct S3Credentials {
+    pub(crate) access_key_id: SecretRef,
+    pub(crate) secret_access_key: SecretRef,
+    pub(crate) session_token: Option<SecretRef>,
+}
+
+/// Objects in a folder, in Google Cloud Storage or in Azure.
+#[derive(Clone, Debug)]
+pub(crate) struct ObjectStoreSection {
+    /// `file:///folder`, `gs://bucket`, `az://container`. Addresses and receipts name it as it is.
+    pub(crate) url: String,
+    /// What every key begins with; anything else is parked (S8). None: the whole store.
+    pub(crate) prefix: Option<String>,
+    /// Most requests in flight for one batch; each key is one or two. 32: these stores answer in
+    /// tens of milliseconds and throttle in the thousands.
+    pub(crate) requests_max: NonZeroUsize,
+    /// Longest wait for a connection. 5 s.
+    pub(crate) connect_timeout: Duration,
+    /// The store's own options, such as `google_service_account_key`.
+    pub(crate) options: Vec<(String, Setting)>,
+}
+
+/// Documents in Elasticsearch.
+#[derive(Clone, Debug)]
+pub(crate) struct ElasticsearchSection {
+    /// The nodes, asked in turn.
+    pub(crate) url: Vec<String>,
+    /// An index, or an alias.
+    pub(crate) index: String,
+    pub(crate) credentials: Option<ElasticsearchCredentials>,
+    /// What makes a delete conditional (S5). `seq_no`: right for every indexer; `lsn` only where
+    /// the indexer writes LSNs as external versions.
+    pub(crate) version: Version,
+    /// PEM of the authority that signed the nodes' certificates. None: those the system knows.
+    pub(crate) ca_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum ElasticsearchCredentials {
+    Basic { username: String, password: SecretRef },
+    ApiKey(SecretRef),
+    Bearer(SecretRef),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verify {
+    /// Every target is looked up afterwards.
+    ReadBack,
+    /// Some of every batch are.
+    Sample,
+    /// The store's answer is taken at its word.
+    Trust,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Version {
+    SeqNo,
+    Lsn,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    S3,
+    ObjectStore,
+    Elasticsearch,
+}
+
+impl StoreKind {
+    /// The word of the file.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::S3(_) => "s3",
+            Self::ObjectStore(_) => "object_store",
+            Self::Elasticsearch(_) => "elasticsearch",
+        }
+    }
+
+    /// Whether its copies are objects; else they are documents.
+    pub(crate) fn holds_objects(&self) -> bool {
+        match self {
+            Self::S3(_) | Self::ObjectStore(_) => true,
+            Self::Elasticsearch(_) => false,
+        }
+    }
+}
+
+impl StoreConfig {
+    pub(super) fn read(name: &str, section: &mut Section<'_, '_>) -> Option<Self> {
+        if !is_name(name) {
+            section.problem(
+                section.here(),
+                format!("{name:?} is no name of a store"),
+                "use lower-case letters, digits, - and _, beginning with a letter",
+            );
+        }
+        let fix = "write kind = \"s3\", \"object_store\" or \"elasticsearch\"";
+        let kind: Option<Kind> = section.need("kind", fix);
+        let count = |number| NonZeroUsize::new(number).expect("not zero");
+        let verify: Option<Verify> = section.get("verify");
+        let Share(absent_share_max) = section.or("absent_share_max", Share(0.5));
+        let batch_max = section.or("batch_max", count(1_000));
+        let in_flight_max = section.or("in_flight_max", count(4));
+        let sample_one_in = section.or("sample_one_in", NonZeroU32::new(100).expect("not zero"));
+        let timeout_place = section.place("timeout");
+        let timeout = section.or("timeout", Duration::from_secs(10));
+        let deadline_place = section.place("deadline");
+        let deadline = section.or("deadline", Duration::from_secs(30));
+        let unavailable_after = section.or("unavailable_after", Duration::from_secs(30));
+        let probe_wait = section.or("probe_wait", Duration::from_secs(5));
+        if timeout > deadline {
+            section.problem(
+                timeout_place,
+                format!(
+                    "one attempt ({}) may take longer than all of them ({})",
+                    humantime::format_duration(timeout),
+                    humantime::format_duration(deadline)
+                ),
+                "make timeout shorter than deadline",
+            );
+        }
+        let (kind, usual) = match kind {
+            Some(Kind::S3) => (S3Section::read(section).map(StoreKind::S3), Verify::Sample),
+            Some(Kind::ObjectStore) => {
+                let read = ObjectStoreSection::read(section);
+                (read.map(StoreKind::ObjectStore), Verify::ReadBack)
+            }
+            Some(Kind::Elasticsearch) => {
+                let read = ElasticsearchSection::read(section);
+                (read.map(StoreKind::Elasticsearch), Verify::ReadBack)
+            }
+            None => {
+                // Which keys are known depends on the kind: none of them is called unknown.
+                section.rest::<Anything>();
+                return None;
+            }
+        };
+        Some(Self {
+            name: name.to_owned(),
+            kind: kind?,
+            verify: verify.unwrap_or(usual),
+            sample_one_in,
+            absent_share_max,
+            batch_max,
+            in_flight_max,
+            timeout,
+            deadline,
+            deadline_place,
+            unavailable_after,
+            probe_wait,
+        })
+    }
+}
+
+impl S3Section {
+    fn read(section: &mut Section<'_, '_>) -> Option<Self> {
+        let endpoint = read_url(section, "endpoint");
+        let region = section.or("region", "us-east-1".to_owned());
+        let bucket = section.need("bucket", "name the bucket: bucket = \"documents\"");
+        let lone = section.has("access_key_id") != section.has("secret_access_key");
+        if lone {
+            section.problem(
+                section.here(),
+                "has one half of its credentials",
+                "write access_key_id and secret_access_key, or neither for the usual chain of \
+                 the environment",
+            );
+        }
+        let access_key_id = section.secret("access_key_id");
+        let secret_access_key = section.secret("secret_access_key");
+        let session_token = section.secret("session_token");
+        let path_style = section.or("path_style", endpoint.is_some());
+        let prefix = read_prefix(section);
+        let probe = section.or("probe", true);
+        let probes_max = section.or("probes_max", NonZeroUsize::new(32).expect("not zero"));
+        let connect_timeout = section.or("connect_timeout", Duration::from_secs(5));
+        let credentials = access_key_id.zip(secret_access_key).map(|(id, secret)| S3Credentials {
+            access_key_id: id,
+            secret_access_key: secret,
+            session_token,
+        });
+        Some(Self {
+            endpoint,
+            region,
+            bucket: bucket?,
+            credentials,
+            path_style,
+            prefix,
+            probe,
+            probes_max,
+            connect_timeout,
+        })
+    }
+}
+
+impl ObjectStoreSection {
+    fn read(section: &mut Section<'_, '_>) -> Option<Self> {
+        let fix = "write url = \"file:///folder\", \"gs://bucket\" or \"az://container\"";
+        let read = section.need_at::<String>("url", fix);
+        let prefix = read_prefix(section);
+        let requests_max = section.or("requests_max", NonZeroUsize::new(32).expect("not zero"));
+        let connect_timeout = section.or("connect_timeout", Duration::from_secs(5));
+        let options = section.table("options", |options| {
+            let mut read = Vec::new();
+            for (name, place, setting) in options.rest::<Setting>() {
+                if let Setting::Secret(secret) = &setting {
+                    options.note_secret(place, secret.clone());
+                }
+                read.push((name, setting));
+            }
+            read
+        });
+        let (place, url) = read?;
+        // A path behind the bucket would name another place than the one that is opened.
+        let right = match url.split_once("://") {
+            Some(("file", path)) => path.starts_with('/') && path.len() > 1,
+            Some(("gs" | "az" | "azure" | "abfs" | "abfss", bucket)) => {
+                !bucket.is_empty() && !bucket.trim_end_matches('/').contains(['/', '?', '#'])
+            }
+            _ => false,
+        };
+        if !right {
+            let fix = format!("{fix}; a folder in a bucket is `prefix`, and S3 is kind = \"s3\"");
+            section.problem(place, format!("{url:?} is no url of an object store"), fix);
+            return None;
+        }
+        let options = options.unwrap_or_default();
+        Some(Self { url, prefix, requests_max, connect_timeout, options })
+    }
+}
+
+impl ElasticsearchSection {
+    fn read(section: &mut Section<'_, '_>) -> Option<Self> {
+        let url = read_urls(section);
+        let place = section.place("index");
+        let index: Option<String> =
+            section.need("index", "name the index or alias: index = \"documents\"");
+        if let Some(index) = index.as_ref().filter(|index| index.contains(['*', ',', '?', ' '])) {
+            section.problem(
+                place,
+                format!("{index:?} may mean several indices"),
+                "name one index or alias; wildcards are never sent",
+            );
+        }
+        let username: Option<String> = section.get("username");
+        let has_password = section.has("password");
+        let password = section.secret("password");
+        let api_key = section.secret("api_key");
+        let bearer_token = section.secret("bearer_token");
+        if username.is_some() != has_password {
+            section.problem(
+                section.here(),
+                "has one half of its credentials",
+                "write username and password, or an api_key, or a bearer_token, or none of them",
+            );
+        }
+        let basic = username
+            .zip(password)
+            .map(|(username, password)| ElasticsearchCredentials::Basic { username, password });
+        let mut credentials = [
+            basic,
+            api_key.map(ElasticsearchCredentials::ApiKey),
+            bearer_token.map(ElasticsearchCredentials::Bearer),
+        ]
+        .into_iter()
+        .flatten();
+        let first = credentials.next();
+        if credentials.next().is_some() {
+            section.problem(
+                section.here(),
+                "has several kinds of credentials",
+                "keep one: username and password, api_key, or bearer_token",
+            );
+        }
+        let ca_file = section.get::<String>("ca_file").map(PathBuf::from);
+        let credentials = first;
+        let version = section.or("version", Version::SeqNo);
+        Some(Self { url: url?, index: index?, credentials, version, ca_file })
+    }
+}
+
+/// A prefix that ends in the delimiter.
+fn read_prefix(section: &mut Section<'_, '_>) -> Option<String> {
+    let (place, prefix) = section.get_at::<String>("prefix")?;
+    if !prefix.ends_with('/') {
+        section.problem(
+            place,
+            format!("{prefix:?} does not end in /, so it also holds {prefix}0 and the like"),
+            format!("write \"{prefix}/\""),
+        );
+    }
+    Some(prefix)
+}
+
+/// An http url.
+fn read_url(section: &mut Section<'_, '_>, key: &'static str) -> Option<String> {
+    section.get::<HttpUrl>(key).map(|url| url.0)
+}
+
+/// One http url or an array of them.
+fn read_urls(section: &mut Section<'_, '_>) -> Option<Vec<String>> {
+    let urls: Option<Vec<HttpUrl>> = section.need("url", "write url = \"http://127.0.0.1:9200\"");
+    urls.map(|urls| urls.into_iter().map(|url| url.0).collect())
+}
+
+struct HttpUrl(String);
+
+impl Leaf for HttpUrl {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        let url = String::read(value)?;
+        let after = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+        let authority = after.and_then(|rest| rest.split('/').next()).unwrap_or_default();
+        if authority.contains('@') {
+            return Err(Wrong::new(
+                "a secret must not be written here",
+                "leave user and password out of the url; they have keys of their own",
+            ));
+        }
+        if authority.is_empty() {
+            return Err(Wrong::new(
+                format!("{url:?} is no http url"),
+                "write \"http://host:port\" or \"https://host\"",
+            ));
+        }
+        Ok(Self(url))
+    }
+}
+
+impl Leaf for Vec<HttpUrl> {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        match value {
+            DeValue::Array(items) if !items.is_empty() => {
+                items.iter().map(|item| HttpUrl::read(item.get_ref())).collect()
+            }
+            one => HttpUrl::read(one).map(|url| vec![url]),
+        }
+    }
+}
+
+/// A value that nobody looks at.
+struct Anything;
+
+impl Leaf for Anything {
+    fn read(_: &DeValue<'_>) -> Result<Self, Wrong> {
+        Ok(Self)
+    }
+}
+
+impl Leaf for Kind {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        let words = [
+            ("s3", Self::S3),
+            ("object_store", Self::ObjectStore),
+            ("elasticsearch", Self::Elasticsearch),
+        ];
+        word(value, &words)
+    }
+}
+
+impl Leaf for Verify {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        let words =
+            [("read_back", Self::ReadBack), ("sample", Self::Sample), ("trust", Self::Trust)];
+        word(value, &words)
+    }
+}
+
+impl Leaf for Version {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        word(value, &[("seq_no", Self::SeqNo), ("lsn", Self::Lsn)])
+    }
+}

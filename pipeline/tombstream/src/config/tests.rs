@@ -1,0 +1,104 @@
+use std::time::Duration;
+
+use tombstream_model::{FlagKind, StoreId};
+
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../../../deploy/tombstream.example.toml");
+
+/// The example without its secrets, which tests can't set: a process has one environment.
+fn example(text: &str) -> Config {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "postgresql://nobody@localhost/none").unwrap();
+    let here = format!("file = {:?}", file.path());
+    let text = ["DATABASE_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
+        .iter()
+        .fold(text.to_owned(), |text, name| text.replace(&format!("env = {name:?}"), &here));
+    Config::parse("example".into(), &text, Needs::Everything)
+        .unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+#[test]
+fn the_example_has_no_mistake() {
+    let config = example(EXAMPLE);
+    assert_eq!(config.stores.len(), 2);
+    assert_eq!(config.stores[0].name, "originals");
+    let documents = &config.relations[0];
+    assert_eq!(documents.schema, "public");
+    assert_eq!(documents.flag.kind, FlagKind::TimestampTz);
+    let stores: Vec<_> = documents.targets.iter().map(|target| target.store).collect();
+    assert_eq!(stores, [StoreId(0), StoreId(1)]);
+    assert_eq!(config.routes[0].as_ref().unwrap().create.as_deref(), Some(&["name".into()][..]));
+}
+
+/// A key that is commented out shows its default: uncommenting all of them changes nothing.
+#[test]
+fn what_the_example_calls_a_default_is_one() {
+    let left_out = ["tokens_file", "prefix", "username", "password", "ca_file", "session_token"];
+    let spelled: Vec<String> = EXAMPLE
+        .lines()
+        .map(|line| match line.strip_prefix("# ").and_then(|text| text.split_once(" = ")) {
+            Some((key, _))
+                if key.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+                    && !left_out.contains(&key) =>
+            {
+                line[2..].to_owned()
+            }
+            _ => line.to_owned(),
+        })
+        .collect();
+    // The commented-out store ends what can be uncommented without its header.
+    let archive = spelled.iter().position(|line| line == "# [store.archive]").unwrap();
+    let relations = spelled.iter().position(|line| line.starts_with("# --- Relations")).unwrap();
+    let mut text = spelled[..archive].join("\n");
+    text.push('\n');
+    text.push_str(&spelled[relations..].join("\n"));
+    assert!(text.contains("\nworkers = 2"), "uncommented");
+    let places_gone = |config: &Config| {
+        let mut config = config.clone();
+        config.pipeline.lease_place.line = 0;
+        config.api.tokens_place.line = 0;
+        config.database.url = SecretRef::Env("X".into());
+        for store in &mut config.stores {
+            if let StoreKind::S3(s3) = &mut store.kind {
+                s3.credentials = None;
+            }
+        }
+        format!("{config:#?}")
+    };
+    assert_eq!(places_gone(&example(&text)), places_gone(&example(EXAMPLE)));
+}
+
+#[test]
+fn the_operator_commands_need_no_secret_of_a_store() {
+    let text = EXAMPLE.replace("AWS_ACCESS_KEY_ID", "TOMBSTREAM_NO_SUCH_VARIABLE");
+    let said = |needs| {
+        let problems = Config::parse("example".into(), &text, needs).unwrap_err().to_string();
+        problems.contains("TOMBSTREAM_NO_SUCH_VARIABLE")
+    };
+    assert!(said(Needs::Everything));
+    // The database's own is missing here in either case, and is said.
+    let text = text.replace("DATABASE_URL", "PATH");
+    assert!(Config::parse("example".into(), &text, Needs::Database).is_ok());
+}
+
+#[test]
+fn nothing_printed_of_a_configuration_holds_a_secret() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "postgresql://u:hunter2@localhost/d").unwrap();
+    let text = EXAMPLE.replace("env = \"DATABASE_URL\"", &format!("file = {:?}", file.path()));
+    let config = Config::parse("example".into(), &text, Needs::Database).unwrap();
+    assert!(!format!("{config:?}").contains("hunter2"));
+}
+
+#[test]
+fn a_lease_that_the_slowest_store_outlasts_is_refused() {
+    let text = EXAMPLE.replace("# lease = \"60s\"", "lease = \"40s\"");
+    let problems = Config::parse("example".into(), &text, Needs::Database).unwrap_err();
+    let lease = problems.list.iter().find(|problem| problem.place.key == "pipeline.lease");
+    assert!(lease.unwrap().what.contains("is over before store"), "{problems}");
+    let text = EXAMPLE.replace("# lease = \"60s\"", "lease = \"41s\"");
+    let text = text.replace("DATABASE_URL", "PATH");
+    let config = Config::parse("example".into(), &text, Needs::Database).unwrap();
+    assert_eq!(config.pipeline.lease, Duration::from_secs(41));
+}

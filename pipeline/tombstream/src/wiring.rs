@@ -1,0 +1,313 @@
+//! From the configuration to what runs: connectors, ledger, dataflow, api.
+//!
+//! A new store is one arm in [`connect_store`] and one in `check`.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use sqlx::PgPool;
+use tombstream_api::{ApiConfig, ApiRelation, Tokens};
+use tombstream_connectors::elasticsearch::{self, ElasticsearchConfig, ElasticsearchSink};
+use tombstream_connectors::kafka::{self, KafkaConfig, KafkaSource};
+use tombstream_connectors::object_store::{ObjectStoreConfig, ObjectStoreSink};
+use tombstream_connectors::postgres::{
+    self, LedgerConfig, LedgerStore, PgLedger, Sweep, SweepConfig,
+};
+use tombstream_connectors::s3::{self, S3Config, S3Sink};
+use tombstream_dataflow::{ErasedSink, ErasedSource, Pipeline, StageConfig, Store};
+use tombstream_model::StoreId;
+use tracing::error;
+
+use crate::config::{
+    Config, DatabaseConfig, ElasticsearchCredentials, ElasticsearchSection, KafkaSection,
+    ObjectStoreSection, S3Section, Secret, SecretRef, Setting, StoreConfig, StoreKind, Verify,
+    Version,
+};
+use crate::telemetry::Metrics;
+
+/// A store's connector, before its kind is forgotten.
+pub(crate) enum Connected {
+    S3(S3Sink),
+    ObjectStore(ObjectStoreSink),
+    Elasticsearch(ElasticsearchSink),
+}
+
+/// The text of a secret. That it is there was checked when the file was read.
+fn resolve(secret: &SecretRef) -> anyhow::Result<Secret> {
+    secret.resolve().map_err(|wrong| anyhow::anyhow!("{}; {}", wrong.what, wrong.fix))
+}
+
+/// Opens the relations' database.
+pub(crate) async fn connect(database: &DatabaseConfig, who: &str) -> anyhow::Result<PgPool> {
+    let url = resolve(&database.url)?;
+    let pool_max = database.pool_max.get();
+    postgres::connect(url.expose(), pool_max, database.prepared_statements, who)
+        .await
+        .context("the database can't be reached: is database.url right, and does it listen?")
+}
+
+/// Everything that `tombstream run` runs.
+pub(crate) fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pipeline<PgLedger>> {
+    let relations = Arc::clone(&config.relations);
+    let ledger = PgLedger::new(pool.clone(), Arc::clone(&relations), ledger_config(config));
+    let mut stores = Vec::new();
+    for (store, id) in config.stores.iter().zip(0..) {
+        let sink: Arc<dyn ErasedSink> = match connect_store(store)? {
+            Connected::S3(sink) => Arc::new(sink),
+            Connected::ObjectStore(sink) => Arc::new(sink),
+            Connected::Elasticsearch(sink) => Arc::new(sink),
+        };
+        let name = store.name.as_str().into();
+        stores.push(Store { id: StoreId(id), name, sink, config: store_limits(config, store) });
+    }
+    let sweep = &config.source.sweep;
+    let sweep = SweepConfig {
+        interval: sweep.interval,
+        page_max: sweep.page_max.get(),
+        after: sweep.after,
+    };
+    let mut sources: Vec<Box<dyn ErasedSource>> =
+        vec![Box::new(Sweep::new(pool, Arc::clone(&relations), sweep))];
+    if let Some(section) = &config.source.kafka {
+        let on_gap = |gap: &kafka::Gap| {
+            error!(
+                topic = gap.topic,
+                partition = gap.partition,
+                committed = gap.committed,
+                low = gap.low,
+                high = gap.high,
+                "events are missing from the log; the sweep finds their flags"
+            );
+        };
+        let source = KafkaSource::new(&kafka_config(section), &topics(config), on_gap)
+            .context("source.kafka")?;
+        sources.push(Box::new(source));
+    }
+    Ok(Pipeline { config: limits(config), relations, ledger: Arc::new(ledger), stores, sources })
+}
+
+/// The topics of all relations.
+pub(crate) fn topics(config: &Config) -> Vec<String> {
+    config.relations.iter().flat_map(|relation| relation.topics.iter().cloned()).collect()
+}
+
+fn ledger_config(config: &Config) -> LedgerConfig {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = if host.trim().is_empty() { "tombstream" } else { host.trim() };
+    LedgerConfig {
+        owner: format!("{host}/{}", std::process::id()),
+        lease: config.pipeline.lease,
+        stores: config
+            .stores
+            .iter()
+            .map(|store| LedgerStore {
+                name: store.name.as_str().into(),
+                absent_share_max: store.absent_share_max,
+            })
+            .collect(),
+        owed_wait_min: config.pipeline.owed_wait_min,
+        owed_wait_max: config.pipeline.owed_wait_max,
+    }
+}
+
+fn limits(config: &Config) -> tombstream_dataflow::Config {
+    let pipeline = &config.pipeline;
+    let stage = StageConfig {
+        items_max: pipeline.batch_max.get(),
+        linger: pipeline.linger,
+        in_flight_max: pipeline.transactions_max.get(),
+        timeout: pipeline.transaction_timeout,
+        ..StageConfig::ledger()
+    };
+    // Takeovers and dead letters stay below live traffic.
+    let small =
+        StageConfig { items_max: stage.items_max.min(100), in_flight_max: 1, ..stage.clone() };
+    tombstream_dataflow::Config {
+        workers: pipeline.workers.get(),
+        in_flight_max: pipeline.in_flight_max.get(),
+        epoch_wait: pipeline.epoch_wait,
+        dedupe_keys_max: pipeline.dedupe_keys_max.get(),
+        claim: stage.clone(),
+        resume: small.clone(),
+        finalize: stage.clone(),
+        owe: stage,
+        bury: small,
+        ..tombstream_dataflow::Config::default()
+    }
+}
+
+fn store_limits(config: &Config, store: &StoreConfig) -> tombstream_dataflow::StoreConfig {
+    tombstream_dataflow::StoreConfig {
+        stage: StageConfig {
+            items_max: store.batch_max.get(),
+            linger: config.pipeline.linger,
+            in_flight_max: store.in_flight_max.get(),
+            timeout: store.timeout,
+            deadline: store.deadline,
+            ..StageConfig::store()
+        },
+        unavailable_after: store.unavailable_after,
+        probe_wait: store.probe_wait,
+        verify: match store.verify {
+            Verify::ReadBack => tombstream_dataflow::Verify::ReadBack,
+            Verify::Sample => {
+                tombstream_dataflow::Verify::Sample { one_in: store.sample_one_in.get() }
+            }
+            Verify::Trust => tombstream_dataflow::Verify::Trust,
+        },
+    }
+}
+
+/// Makes a store's connector. Sends nothing yet.
+pub(crate) fn connect_store(store: &StoreConfig) -> anyhow::Result<Connected> {
+    let connected = match &store.kind {
+        StoreKind::S3(section) => s3_sink(store, section).map(Connected::S3),
+        StoreKind::ObjectStore(section) => {
+            object_store_sink(store, section).map(Connected::ObjectStore)
+        }
+        StoreKind::Elasticsearch(section) => {
+            elasticsearch_sink(store, section).map(Connected::Elasticsearch)
+        }
+    };
+    connected.with_context(|| format!("store.{}", store.name))
+}
+
+fn s3_sink(store: &StoreConfig, section: &S3Section) -> anyhow::Result<S3Sink> {
+    let mut config = S3Config::new(section.region.as_str(), section.bucket.as_str());
+    config.endpoint = section.endpoint.clone();
+    config.prefix = section.prefix.clone().unwrap_or_default();
+    config.path_style = Some(section.path_style);
+    config.keys_max = s3::KeysMax::try_from(store.batch_max.get().min(1_000))
+        .map_err(|reason| anyhow::anyhow!("batch_max: {reason}"))?;
+    config.probe = if section.probe { s3::Probe::Head } else { s3::Probe::None };
+    config.in_flight_max = section.probes_max;
+    config.connect_timeout = section.connect_timeout;
+    config.request_timeout = store.timeout;
+    if let Some(credentials) = &section.credentials {
+        let secret = |secret: &SecretRef| resolve(secret).map(|s| s3::Secret::new(s.expose()));
+        config.credentials = Some(s3::S3Credentials {
+            access_key_id: secret(&credentials.access_key_id)?,
+            secret_access_key: secret(&credentials.secret_access_key)?,
+            session_token: credentials.session_token.as_ref().map(secret).transpose()?,
+        });
+    }
+    Ok(S3Sink::new(config)?)
+}
+
+fn object_store_sink(
+    store: &StoreConfig,
+    section: &ObjectStoreSection,
+) -> anyhow::Result<ObjectStoreSink> {
+    let mut config = ObjectStoreConfig::new(section.url.as_str(), section.url.as_str());
+    config.prefix = section.prefix.clone().unwrap_or_default();
+    config.in_flight_max = section.requests_max;
+    config.connect_timeout = section.connect_timeout;
+    config.request_timeout = store.timeout;
+    let option = |(name, setting): &(String, Setting)| {
+        let text = match setting {
+            Setting::Plain(text) => text.clone(),
+            Setting::Secret(secret) => resolve(secret)?.expose().to_owned(),
+        };
+        anyhow::Ok((name.clone(), text))
+    };
+    config.options = section.options.iter().map(option).collect::<anyhow::Result<_>>()?;
+    Ok(ObjectStoreSink::new(config)?)
+}
+
+fn elasticsearch_sink(
+    store: &StoreConfig,
+    section: &ElasticsearchSection,
+) -> anyhow::Result<ElasticsearchSink> {
+    let mut config = ElasticsearchConfig::new("", section.index.as_str());
+    config.url = elasticsearch::OneOrMany::Many(section.url.clone());
+    let secret = |secret: &SecretRef| {
+        resolve(secret).map(|s| elasticsearch::Secret::from(s.expose().to_owned()))
+    };
+    config.auth = match &section.credentials {
+        None => elasticsearch::Auth::None,
+        Some(ElasticsearchCredentials::Basic { username, password }) => {
+            elasticsearch::Auth::Basic { user: username.clone(), password: secret(password)? }
+        }
+        Some(ElasticsearchCredentials::ApiKey(key)) => {
+            elasticsearch::Auth::ApiKey { key: secret(key)? }
+        }
+        Some(ElasticsearchCredentials::Bearer(token)) => {
+            elasticsearch::Auth::Bearer { token: secret(token)? }
+        }
+    };
+    config.ca_file = section.ca_file.clone();
+    config.version = match section.version {
+        Version::SeqNo => elasticsearch::Versioning::SeqNo,
+        Version::Lsn => elasticsearch::Versioning::Lsn,
+    };
+    config.timeout = store.timeout;
+    config.items_max = store.batch_max;
+    Ok(ElasticsearchSink::new(config)?)
+}
+
+/// The consumer as its connector takes it. Its secrets are read there.
+pub(crate) fn kafka_config(section: &KafkaSection) -> KafkaConfig {
+    let mut config = KafkaConfig::new(section.group.as_str(), "");
+    config.items_max = section.items_max;
+    config.buffer_bytes_max = section.buffer_bytes_max;
+    config.settings = section
+        .settings
+        .iter()
+        .map(|(name, setting)| {
+            let setting = match setting {
+                Setting::Plain(text) => kafka::Setting::Text(text.clone()),
+                Setting::Secret(SecretRef::Env(env)) => {
+                    kafka::Setting::Env(kafka::EnvSetting { env: env.clone() })
+                }
+                Setting::Secret(SecretRef::File(file)) => {
+                    kafka::Setting::File(kafka::FileSetting { file: file.clone() })
+                }
+            };
+            (name.clone(), setting)
+        })
+        .collect();
+    config
+}
+
+/// What `tombstream api` serves.
+pub(crate) fn api(config: &Config, metrics: &Metrics) -> anyhow::Result<ApiConfig> {
+    let served = config.relations.iter().zip(&config.routes);
+    let relations = served
+        .filter_map(|(relation, route)| {
+            let route = route.as_ref()?;
+            Some(ApiRelation {
+                relation: Arc::new(relation.clone()),
+                path: route.path.clone(),
+                columns: route.columns.clone(),
+                create: route.create.clone(),
+            })
+        })
+        .collect();
+    let tokens = config.api.tokens_file.as_deref().map(Tokens::read).transpose()?;
+    Ok(ApiConfig {
+        relations,
+        tokens,
+        body_max: config.api.body_max.get(),
+        timeout: config.api.timeout,
+        prepared_statements: config.database.prepared_statements,
+        metrics: Some(metrics.text()),
+    })
+}
+
+/// The api's own pool: its statements have limits of their own, and are not tried before use.
+pub(crate) async fn api_pool(config: &Config) -> anyhow::Result<PgPool> {
+    let url = resolve(&config.database.url)?;
+    // What the parser complains of may quote the url, and so the password.
+    let options: sqlx::postgres::PgConnectOptions = url
+        .expose()
+        .parse()
+        .map_err(|_| anyhow::anyhow!("database.url is no postgresql:// url"))?;
+    let options = if config.database.prepared_statements {
+        tombstream_api::connect_options(options, config.api.timeout)
+    } else {
+        options.application_name("tombstream-api").statement_cache_capacity(0)
+    };
+    Ok(tombstream_api::pool_options()
+        .max_connections(config.database.pool_max.get())
+        .connect_lazy_with(options))
+}
