@@ -211,13 +211,15 @@ fn explain(
     consumer: &BaseConsumer<Said>,
     error: KafkaError,
 ) -> KafkaCheckError {
-    // Errors are said while polling.
-    for _ in 0..20 {
-        if consumer.poll(Duration::ZERO).is_none() {
+    // Errors are said while polling, which brings nothing else: nothing is subscribed to.
+    let mut said = None;
+    for _ in 0..40 {
+        drop(consumer.poll(Duration::from_millis(50)));
+        said = consumer.context().0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if said.is_some() {
             break;
         }
     }
-    let said = consumer.context().0.lock().unwrap_or_else(PoisonError::into_inner).take();
     let (error, reason) = said.unwrap_or_else(|| (error.clone(), error.to_string()));
     match error.rdkafka_error_code() {
         Some(

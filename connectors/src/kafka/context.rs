@@ -1,4 +1,4 @@
-//! What librdkafka calls back: rebalances, answers to commits, errors, statistics, logs.
+//! What librdkafka calls back: rebalances, errors, statistics, logs.
 //!
 //! All of it runs on the reader's thread, except logs of a client that is being made.
 
@@ -12,8 +12,8 @@ use metrics::{counter, gauge};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::base_consumer::BaseConsumer;
-use rdkafka::consumer::{CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::consumer::{Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
@@ -22,14 +22,14 @@ use tombstream_model::SourceError;
 use tracing::{debug, error, info, warn};
 
 use super::buffer::Buffer;
-use super::offsets::{Assignments, Commit, CommitAnswer, Start};
+use super::committer;
+use super::offsets::{Assignments, CommitAnswer, Start};
 
 /// How many events the group has not committed, by `topic` and `partition`; 0 for a partition that
 /// went to another process, so that the sum over processes is the group's.
 pub(super) const LAG: &str = "tombstream_kafka_lag";
 const REBALANCES: &str = "tombstream_kafka_rebalances_total";
 const OUT_OF_RANGE: &str = "tombstream_kafka_out_of_range_total";
-const COMMITS: &str = "tombstream_kafka_commits_total";
 const ERRORS: &str = "tombstream_kafka_errors_total";
 
 /// How long one question about offsets may take before it is asked again.
@@ -59,6 +59,10 @@ pub(super) struct Shared {
     pub(super) answered: Notify,
     /// The buffer has room again, or reading ends.
     pub(super) room: Condvar,
+    /// There is something to commit, or reading ends.
+    pub(super) due: Condvar,
+    /// Held while a commit is on its way and while partitions are given up. Taken before the state.
+    committing: Mutex<()>,
     pub(super) stop: AtomicBool,
     on_gap: Box<dyn Fn(&Gap) + Send + Sync>,
 }
@@ -89,6 +93,8 @@ impl Shared {
             readable: Notify::new(),
             answered: Notify::new(),
             room: Condvar::new(),
+            due: Condvar::new(),
+            committing: Mutex::new(()),
             stop: AtomicBool::new(false),
             on_gap,
         }
@@ -97,6 +103,10 @@ impl Shared {
     /// The state; every change of it is whole, so one that a panic left behind is as good as any.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn committing(&self) -> MutexGuard<'_, ()> {
+        self.committing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn is_stopping(&self) -> bool {
@@ -137,31 +147,6 @@ pub(super) struct KafkaFault {
     pub(super) reason: String,
     #[source]
     pub(super) source: KafkaError,
-}
-
-/// What can be done about an answer to a commit.
-///
-/// A rebalance or a new generation is no fault: what the partition's next owner reads again is
-/// harmless, and what is still ours is committed with the next try.
-pub(super) fn judge(code: RDKafkaErrorCode) -> CommitAnswer {
-    match code {
-        RDKafkaErrorCode::NoError | RDKafkaErrorCode::NoOffset => CommitAnswer::Done,
-        RDKafkaErrorCode::GroupAuthorizationFailed
-        | RDKafkaErrorCode::TopicAuthorizationFailed
-        | RDKafkaErrorCode::ClusterAuthorizationFailed
-        | RDKafkaErrorCode::Authentication
-        | RDKafkaErrorCode::SaslAuthenticationFailed => CommitAnswer::Denied(code.to_string()),
-        _ => CommitAnswer::Again(code.to_string()),
-    }
-}
-
-pub(super) fn list<'a>(commits: impl IntoIterator<Item = &'a Commit>) -> TopicPartitionList {
-    let mut list = TopicPartitionList::new();
-    for commit in commits {
-        list.add_partition_offset(&commit.topic, commit.partition, Offset::Offset(commit.next))
-            .expect("an offset that was read is representable");
-    }
-    list
 }
 
 /// What librdkafka calls back.
@@ -249,6 +234,7 @@ impl Context {
     /// owner does not read it again.
     fn revoke(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
         let mut owed = Vec::new();
+        let committing = self.shared.committing();
         {
             let mut guard = self.shared.lock();
             let state = &mut *guard;
@@ -267,11 +253,13 @@ impl Context {
         if consumer.assignment_lost() {
             warn!("partitions were lost: another process may have them already");
         } else if !owed.is_empty()
-            && let Err(error) = consumer.commit(&list(&owed), CommitMode::Sync)
+            && let CommitAnswer::Again(reason) | CommitAnswer::Denied(reason) =
+                committer::send(consumer, &owed)
         {
             // Harmless: it is read again.
-            warn!(%error, "last commit of revoked partitions failed");
+            warn!(reason, "last commit of revoked partitions failed");
         }
+        drop(committing);
         let result = match consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => consumer.incremental_unassign(partitions),
             RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.unassign(),
@@ -374,38 +362,6 @@ impl ConsumerContext for Context {
             self.revoke(consumer, partitions);
         }
     }
-
-    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
-        let whole = match &result {
-            Ok(()) => CommitAnswer::Done,
-            Err(error) => judge(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)),
-        };
-        // One partition can be refused inside an answer that is a success.
-        let answer = offsets
-            .elements()
-            .iter()
-            .filter_map(|element| element.error().err())
-            .map(|error| judge(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)))
-            .find(|answer| *answer != CommitAnswer::Done)
-            .unwrap_or(whole);
-        match &answer {
-            CommitAnswer::Done => counter!(COMMITS, "result" => "done").increment(1),
-            CommitAnswer::Again(reason) => {
-                counter!(COMMITS, "result" => "again").increment(1);
-                debug!(reason, "commit is sent again");
-            }
-            CommitAnswer::Denied(reason) => {
-                counter!(COMMITS, "result" => "denied").increment(1);
-                warn!(reason, "commit denied");
-            }
-        }
-        self.shared.lock().assignments.answered(answer);
-        self.shared.answered.notify_one();
-    }
-
-    fn main_queue_min_poll_interval(&self) -> rdkafka::util::Timeout {
-        Duration::from_millis(100).into()
-    }
 }
 
 impl fmt::Debug for Shared {
@@ -416,25 +372,4 @@ impl fmt::Debug for Shared {
 
 pub(super) fn count_error(kind: &'static str) {
     counter!(ERRORS, "kind" => kind).increment(1);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rebalance_is_no_reason_to_stop_and_a_denial_is_said() {
-        for code in [
-            RDKafkaErrorCode::IllegalGeneration,
-            RDKafkaErrorCode::RebalanceInProgress,
-            RDKafkaErrorCode::UnknownMemberId,
-            RDKafkaErrorCode::NotCoordinator,
-            RDKafkaErrorCode::OperationTimedOut,
-        ] {
-            assert!(matches!(judge(code), CommitAnswer::Again(_)), "{code:?}");
-        }
-        let denied = judge(RDKafkaErrorCode::GroupAuthorizationFailed);
-        assert!(matches!(denied, CommitAnswer::Denied(_)));
-        assert_eq!(judge(RDKafkaErrorCode::NoError), CommitAnswer::Done);
-    }
 }

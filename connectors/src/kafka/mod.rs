@@ -4,12 +4,13 @@
 //! Leaves to others what an event means (it goes on as bytes), and when its offset may be committed:
 //! [`Source::commit`](tombstream_model::Source::commit) is called behind the pipeline's frontier.
 //!
-//! A thread of its own ([`reader`]) polls librdkafka, so that rebalances are answered while the
-//! pipeline waits for something else. `config`, `offsets` and `buffer` decide and do no I/O;
-//! `context` is what librdkafka calls back.
+//! A thread of its own (`reader`) polls librdkafka, so that rebalances are answered while the
+//! pipeline waits for something else; another one (`committer`) commits. `config`, `offsets` and
+//! `buffer` decide and do no I/O; `context` is what librdkafka calls back.
 
 mod buffer;
 mod check;
+mod committer;
 mod config;
 mod context;
 mod offsets;

@@ -65,6 +65,9 @@ pub(super) struct Assignments {
     /// The number of the newest assignment.
     newest: u64,
     in_flight: Option<Vec<Commit>>,
+    /// How many commits were taken to be sent, and how many of them were answered.
+    sent: u64,
+    answered: u64,
     failed: Option<CommitAnswer>,
 }
 
@@ -203,18 +206,25 @@ impl Assignments {
         if due.is_empty() {
             return None;
         }
+        self.sent += 1;
         self.in_flight = Some(due.clone());
         Some(due)
     }
 
-    /// Whether a commit is on its way.
-    pub(super) fn is_in_flight(&self) -> bool {
-        self.in_flight.is_some()
+    /// Whether anything is to be sent.
+    pub(super) fn owes(&self) -> bool {
+        self.topics.values().flat_map(BTreeMap::values).any(|assigned| assigned.owes().is_some())
+    }
+
+    /// The number of the newest commit that was sent.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// Takes the answer to what is in flight.
     pub(super) fn answered(&mut self, answer: CommitAnswer) {
         let sent = self.in_flight.take().unwrap_or_default();
+        self.answered = self.sent;
         if answer != CommitAnswer::Done {
             self.failed = Some(answer);
             return;
@@ -231,9 +241,9 @@ impl Assignments {
         }
     }
 
-    /// Why the last commit that was answered failed, if it did.
-    pub(super) fn failure(&self) -> Option<&CommitAnswer> {
-        self.failed.as_ref()
+    /// How a commit sent after the one numbered `sent` ended, once one was answered.
+    pub(super) fn answer_after(&self, sent: u64) -> Option<CommitAnswer> {
+        (self.answered > sent).then(|| self.failed.clone().unwrap_or(CommitAnswer::Done))
     }
 
     fn get(&self, topic: &str, partition: i32) -> Option<&Assigned> {
@@ -344,10 +354,13 @@ mod tests {
         assignments.want(&[mark(0, number, 1)]);
         assert_eq!(sent(&mut assignments), [(0, 1)]);
         assignments.answered(CommitAnswer::Again("rebalance in progress".into()));
-        assert!(assignments.failure().is_some() && !assignments.has(&[mark(0, number, 1)]));
+        assert!(matches!(assignments.answer_after(0), Some(CommitAnswer::Again(_))));
+        assert!(assignments.owes() && !assignments.has(&[mark(0, number, 1)]));
         assert_eq!(sent(&mut assignments), [(0, 1)]);
         assignments.answered(CommitAnswer::Done);
-        assert!(assignments.failure().is_none() && assignments.has(&[mark(0, number, 1)]));
+        assert_eq!(assignments.answer_after(1), Some(CommitAnswer::Done));
+        assert_eq!(assignments.answer_after(assignments.sent()), None);
+        assert!(!assignments.owes() && assignments.has(&[mark(0, number, 1)]));
     }
 
     #[test]

@@ -10,7 +10,6 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rdkafka::consumer::CommitMode;
 use rdkafka::consumer::Consumer;
 use rdkafka::consumer::base_consumer::BaseConsumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -19,18 +18,17 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tombstream_model::{Event, Origin};
 use tracing::{debug, warn};
 
-use super::context::{Context, KafkaFault, Shared, count_error, judge, list};
-use super::offsets::{CommitAnswer, Start};
+use super::committer;
+use super::context::{Context, KafkaFault, Shared, count_error};
+use super::offsets::Start;
 
-/// Longest wait in one poll: how late a stop is noticed, and when a failed commit is sent again.
+/// Longest wait in one poll: how late a stop is noticed.
 const POLL: Duration = Duration::from_millis(100);
 /// How long a full buffer keeps the thread from polling before the partitions are paused, which
 /// throws away what librdkafka has fetched ahead.
 const REST_AFTER: Duration = Duration::from_secs(2);
 /// Most messages that are read before `next` is told of them, if they come without a pause.
 const BURST: usize = 1_000;
-/// How often a commit that failed is tried again.
-const COMMIT_AGAIN: Duration = Duration::from_millis(500);
 /// How long one question about offsets may take.
 const LOOKUP_WAIT: Duration = Duration::from_secs(5);
 
@@ -38,7 +36,6 @@ pub(super) struct Reader {
     consumer: Arc<BaseConsumer<Context>>,
     shared: Arc<Shared>,
     full_since: Option<Instant>,
-    commit_again: Instant,
     /// Offsets have to be checked: librdkafka found one that is not in the log.
     lost: bool,
 }
@@ -61,11 +58,21 @@ impl Drop for End {
 /// Reads until it is told to stop; then commits what was handed in, and leaves the group.
 pub(super) fn run(consumer: Arc<BaseConsumer<Context>>, shared: Arc<Shared>, done: Sender<()>) {
     let end = End { shared: Arc::clone(&shared), done };
+    let weak = Arc::downgrade(&consumer);
     let mut reader =
-        Reader { consumer, shared, full_since: None, commit_again: Instant::now(), lost: false };
-    while !reader.shared.is_stopping() {
-        reader.turn();
-    }
+        Reader { consumer, shared: Arc::clone(&shared), full_since: None, lost: false };
+    std::thread::scope(|scope| {
+        let committing = std::thread::Builder::new()
+            .name("kafka-commit".into())
+            .spawn_scoped(scope, || committer::run(&weak, &shared));
+        if let Err(error) = committing {
+            shared.is_fatal(format!("no thread for commits: {error}"));
+            return;
+        }
+        while !shared.is_stopping() {
+            reader.turn();
+        }
+    });
     // Closing revokes all partitions, and revoking commits what was handed in.
     drop(reader);
     drop(end);
@@ -73,7 +80,6 @@ pub(super) fn run(consumer: Arc<BaseConsumer<Context>>, shared: Arc<Shared>, don
 
 impl Reader {
     fn turn(&mut self) {
-        self.commit_again();
         if self.lost {
             self.find_lost();
         }
@@ -236,20 +242,6 @@ impl Reader {
         debug!("partitions resumed");
     }
 
-    /// Sends what a failed commit left.
-    fn commit_again(&mut self) {
-        if self.commit_again.elapsed() < COMMIT_AGAIN {
-            return;
-        }
-        self.commit_again = Instant::now();
-        let mut state = self.shared.lock();
-        if let Some(due) = state.assignments.due()
-            && let Err(error) = self.consumer.commit(&list(&due), CommitMode::Async)
-        {
-            state.assignments.answered(refused(&error));
-        }
-    }
-
     /// Finds the partitions whose next offset fell out of the log while they were read, reports
     /// them, and reads them from the beginning under a new assignment.
     fn find_lost(&mut self) {
@@ -310,14 +302,5 @@ impl Reader {
         for (topic, partition, start) in found {
             self.shared.report(&topic, partition, start);
         }
-    }
-}
-
-/// What an error that came instead of an answer means for a commit.
-pub(super) fn refused(error: &KafkaError) -> CommitAnswer {
-    match judge(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)) {
-        // Nothing was sent, so nothing can be done.
-        CommitAnswer::Done => CommitAnswer::Again(error.to_string()),
-        answer => answer,
     }
 }

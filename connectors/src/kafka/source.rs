@@ -5,15 +5,15 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use rdkafka::consumer::Consumer;
 use rdkafka::consumer::base_consumer::BaseConsumer;
-use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use tombstream_model::{Mark, Polled, Source, SourceError};
 use tracing::{info, warn};
 
 use super::buffer::Buffer;
 use super::config::{KafkaConfig, KafkaConfigError};
-use super::context::{Context, Gap, Shared, list};
+use super::context::{Context, Gap, Shared};
 use super::offsets::CommitAnswer;
 use super::reader;
 
@@ -75,29 +75,11 @@ impl KafkaSource {
         Ok(Self { consumer: weak, shared, items_max, done })
     }
 
-    /// Sends what is due, if nothing is in flight.
-    fn send(&self) {
-        let mut state = self.shared.lock();
-        if let Some(due) = state.assignments.due() {
-            // Under the lock: a partition that is revoked now is revoked after this was sent.
-            let sent = match self.consumer.upgrade() {
-                Some(consumer) => consumer
-                    .commit(&list(&due), CommitMode::Async)
-                    .map_err(|error| reader::refused(&error)),
-                None => Err(CommitAnswer::Again("the reader ended".into())),
-            };
-            if let Err(answer) = sent {
-                state.assignments.answered(answer);
-            }
-        }
-    }
-
     /// Waits until the group has `marks`, or until an answer says why it has not.
-    async fn settle(&mut self, marks: &[Mark]) -> Result<(), SourceError> {
-        let mut sent = false;
+    async fn settle(&mut self, marks: &[Mark], sent: u64) -> Result<(), SourceError> {
         loop {
             let answered = self.shared.answered.notified();
-            let in_flight = {
+            {
                 let state = self.shared.lock();
                 if state.assignments.has(marks) {
                     return Ok(());
@@ -105,23 +87,15 @@ impl KafkaSource {
                 if let Some(reason) = &state.fatal {
                     return Err(SourceError::Fatal(reason.clone()));
                 }
-                let in_flight = state.assignments.is_in_flight();
-                if sent && !in_flight {
-                    return match state.assignments.failure() {
-                        // In the middle of a rebalance; the reader sends it again.
-                        Some(CommitAnswer::Again(_) | CommitAnswer::Done) | None => Ok(()),
-                        Some(CommitAnswer::Denied(reason)) => {
-                            Err(SourceError::Unavailable(format!("commit denied: {reason}").into()))
-                        }
-                    };
+                match state.assignments.answer_after(sent) {
+                    None => {}
+                    // In the middle of a rebalance. It is sent again, here or by the next owner.
+                    Some(CommitAnswer::Again(_) | CommitAnswer::Done) => return Ok(()),
+                    Some(CommitAnswer::Denied(reason)) => {
+                        let error = format!("commit denied: {reason}");
+                        return Err(SourceError::Unavailable(error.into()));
+                    }
                 }
-                in_flight
-            };
-            // What is in flight is from an earlier call; this one's goes after it.
-            if !sent && !in_flight {
-                sent = true;
-                self.send();
-                continue;
             }
             answered.await;
         }
@@ -152,8 +126,13 @@ impl Source for KafkaSource {
     }
 
     async fn commit(&mut self, marks: Vec<Mark>) -> Result<(), SourceError> {
-        self.shared.lock().assignments.want(&marks);
-        match tokio::time::timeout(COMMIT_WAIT, self.settle(&marks)).await {
+        let sent = {
+            let mut state = self.shared.lock();
+            state.assignments.want(&marks);
+            state.assignments.sent()
+        };
+        self.shared.due.notify_one();
+        match tokio::time::timeout(COMMIT_WAIT, self.settle(&marks, sent)).await {
             Ok(result) => result,
             Err(_) => Err(SourceError::Unavailable(
                 format!("no answer to a commit within {COMMIT_WAIT:?}; it is sent again").into(),
@@ -184,8 +163,13 @@ impl Source for KafkaSource {
 
 impl Drop for KafkaSource {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Release);
+        {
+            // Under the lock, so that no thread goes to sleep between its look and the call.
+            let _state = self.shared.lock();
+            self.shared.stop.store(true, Ordering::Release);
+        }
         self.shared.room.notify_all();
+        self.shared.due.notify_all();
         if self.done.recv_timeout(CLOSE_WAIT).is_err() {
             warn!("kafka did not let go within {CLOSE_WAIT:?}: the group notices by time-out");
         }

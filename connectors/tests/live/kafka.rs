@@ -121,7 +121,7 @@ impl Topic {
         let mut sent = Vec::new();
         for value in &values {
             let record = FutureRecord::<str, str>::to(&self.name);
-            let record = record.partition(partition).key(value).payload(value);
+            let record = record.partition(partition).key(&value[..1]).payload(value);
             sent.push(self.producer.send_result(record).unwrap());
         }
         for sent in sent {
