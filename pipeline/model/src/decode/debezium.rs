@@ -58,7 +58,7 @@ impl Decoder {
             "u" => Op::Update,
             "d" => Op::Delete,
             "t" => {
-                let position = source.position(Op::Update, envelope.transaction, generation)?;
+                let position = source.position(envelope.transaction, generation)?;
                 return Ok(Decoded::Truncate { relation: id, position });
             }
             _ => return Err(DecodeError::Op { path: "op" }),
@@ -95,14 +95,14 @@ impl Decoder {
                 (columns.key(relation, key, Some(&after))?, state)
             }
         };
-        Ok(Change {
-            relation: id,
-            key,
-            op,
-            before: flag_before,
-            after: flag_after,
-            position: source.position(op, envelope.transaction, generation)?,
-        })
+        // A read overrides nothing (S4), whatever its source says of the snapshot.
+        let position = match op {
+            Op::Read => None,
+            Op::Create | Op::Update | Op::Delete => {
+                source.position(envelope.transaction, generation)?
+            }
+        };
+        Ok(Change { relation: id, key, op, before: flag_before, after: flag_after, position })
     }
 }
 
@@ -122,14 +122,13 @@ impl<'a> Source<'a> {
         })
     }
 
-    /// Snapshot reads have none: those of one run share an LSN, and they override nothing (S4).
+    /// What is of a snapshot has none: the rows of one run share an LSN, or have none at all.
     fn position(
         &self,
-        op: Op,
         transaction: Option<&RawValue>,
         generation: Generation,
     ) -> Result<Option<Position>, DecodeError> {
-        let Some(lsn) = self.lsn.filter(|_| op != Op::Read && !self.snapshot) else {
+        let Some(lsn) = self.lsn.filter(|_| !self.snapshot) else {
             return Ok(None);
         };
         let order = match present(transaction) {

@@ -125,7 +125,7 @@ pub(super) fn pick<'a, N: AsRef<str>>(
 }
 
 /// The parser's complaint. Only its complaints of syntax are quoted: they are fixed texts, while
-/// those of types would quote the payload.
+/// those of types would quote the payload, should there ever be one.
 fn syntax(error: &serde_json::Error, part: Part) -> DecodeError {
     let said = match error.classify() {
         Category::Syntax | Category::Eof => {

@@ -4,6 +4,9 @@
 //! all of them are read. What comes out says that the flag is set and is good for logs; the claim
 //! reads the value itself from the row. Hence what lies outside 64 bits of microseconds (years
 //! beyond 294,247) is clamped instead of refused.
+//!
+//! In the mode `nanoseconds` Debezium writes null for a `timestamp` outside 1677 to 2262: such a flag
+//! looks unset here, and only the sweep finds it.
 
 use crate::FlagValue;
 
@@ -15,10 +18,16 @@ pub(super) enum Unit {
     Nanos,
 }
 
-/// What the Postgres driver has Debezium write for `infinity` and `-infinity` in a number, whatever
-/// its unit. Everything beyond is infinite too.
-const INFINITY: i64 = 9_223_372_036_825_200_000;
-const NEGATIVE_INFINITY: i64 = -9_223_372_036_832_400_000;
+/// What Debezium writes for a `timestamp` that is `infinity`: the driver's `DATE_POSITIVE_INFINITY`
+/// as milliseconds, and what becomes of it in the other units (seen in events of Debezium 3.6.3; a
+/// `timestamptz` is the word itself). As ISO text it is the same moment in the year 294,247.
+const INFINITIES: [(Unit, i64, i64); 3] = [
+    (Unit::Millis, 9_223_372_036_825_200, -9_223_372_036_832_400),
+    (Unit::Micros, INFINITY_MICROS, NEGATIVE_INFINITY_MICROS),
+    (Unit::Nanos, i64::MAX, i64::MIN),
+];
+const INFINITY_MICROS: i64 = 9_223_372_036_825_200_000;
+const NEGATIVE_INFINITY_MICROS: i64 = -9_223_372_036_832_400_000;
 
 impl Unit {
     /// The unit that the inline schema names.
@@ -46,11 +55,15 @@ impl Unit {
 
 /// A number since 1970, in `unit` if the schema tells it.
 pub(super) fn from_number(number: i64, unit: Option<Unit>) -> FlagValue {
-    if number >= INFINITY {
-        return FlagValue::Infinity;
-    }
-    if number <= NEGATIVE_INFINITY {
-        return FlagValue::NegativeInfinity;
+    for (of, infinity, negative_infinity) in INFINITIES {
+        if unit.is_none_or(|unit| unit == of) {
+            if number == infinity {
+                return FlagValue::Infinity;
+            }
+            if number == negative_infinity {
+                return FlagValue::NegativeInfinity;
+            }
+        }
     }
     FlagValue::Micros(match unit.unwrap_or_else(|| Unit::of_magnitude(number)) {
         Unit::Millis => number.saturating_mul(1_000),
@@ -101,7 +114,11 @@ pub(super) fn from_text(text: &str) -> Option<FlagValue> {
     }
     let seconds =
         days_since_1970(year, month, day) * 86_400 + (hour * 3_600 + minute * 60 + second) - offset;
-    Some(FlagValue::Micros(seconds.saturating_mul(1_000_000).saturating_add(micros)))
+    Some(match seconds.saturating_mul(1_000_000).saturating_add(micros) {
+        INFINITY_MICROS => FlagValue::Infinity,
+        NEGATIVE_INFINITY_MICROS => FlagValue::NegativeInfinity,
+        micros => FlagValue::Micros(micros),
+    })
 }
 
 /// What of a text is not read yet.
@@ -225,24 +242,32 @@ mod tests {
             ("2000-02-29T00:00:00Z", 951_782_400_000_000),
             ("0001-01-01T00:00:00Z", -62_135_596_800_000_000),
             ("9999-12-31T23:59:59.999999Z", 253_402_300_799_999_999),
+            ("+20000-01-01T00:00:00.000000Z", 568_971_820_800_000_000), // As a real MicroTimestamp.
+            ("-0043-03-15T00:00:00.000000Z", -63_517_824_000_000_000),  // 44 BC, likewise.
             ("+294276-12-31T23:59:59.999999Z", i64::MAX),
         ] {
             assert_eq!(from_text(text), Some(FlagValue::Micros(micros)), "{text}");
         }
-        assert!(matches!(
-            from_text("-4712-01-01T00:00:00Z"),
-            Some(FlagValue::Micros(..-62_135_596_800_000_000))
-        ));
     }
 
     #[test]
     fn infinity_is_read_in_text_and_number() {
         assert_eq!(from_text("infinity"), Some(FlagValue::Infinity));
         assert_eq!(from_text("-infinity"), Some(FlagValue::NegativeInfinity));
-        assert_eq!(from_number(INFINITY, Some(Unit::Micros)), FlagValue::Infinity);
-        assert_eq!(from_number(i64::MAX, None), FlagValue::Infinity);
-        assert_eq!(from_number(NEGATIVE_INFINITY, None), FlagValue::NegativeInfinity);
-        assert_eq!(from_number(i64::MIN, None), FlagValue::NegativeInfinity);
+        assert_eq!(from_text("+294247-01-10T04:00:25.2Z"), Some(FlagValue::Infinity));
+        assert_eq!(from_text("-290308-12-21T19:59:27.6Z"), Some(FlagValue::NegativeInfinity));
+        for (unit, infinity, negative_infinity) in [
+            (Unit::Millis, 9_223_372_036_825_200, -9_223_372_036_832_400),
+            (Unit::Micros, 9_223_372_036_825_200_000, -9_223_372_036_832_400_000),
+            (Unit::Nanos, i64::MAX, i64::MIN),
+        ] {
+            for unit in [Some(unit), None] {
+                assert_eq!(from_number(infinity, unit), FlagValue::Infinity);
+                assert_eq!(from_number(negative_infinity, unit), FlagValue::NegativeInfinity);
+            }
+        }
+        let finite = FlagValue::Micros(9_223_372_036_825_200);
+        assert_eq!(from_number(9_223_372_036_825_200, Some(Unit::Micros)), finite);
     }
 
     #[test]
