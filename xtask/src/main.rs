@@ -1,6 +1,7 @@
 //! The developers' commands: `cargo xtask --help` lists them.
 
 mod check;
+mod e2e;
 mod services;
 mod shell;
 mod suite;
@@ -21,6 +22,9 @@ enum Command {
     Check,
     /// Unit, property, live and end-to-end tests; starts the servers they need and stops them
     Test(suite::Options),
+    /// The main job from the flag to the receipt: real servers, separate processes, counted by
+    /// listing the stores
+    E2e(e2e::Options),
     /// The real servers that tests and development run against
     Services(services::cli::Options),
 }
@@ -31,6 +35,7 @@ async fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Check => check::run().await,
         Command::Test(options) => suite::run(options).await,
+        Command::E2e(options) => e2e::run(options).await,
         Command::Services(options) => services::cli::run(options).await,
     };
     match done {

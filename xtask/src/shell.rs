@@ -188,3 +188,15 @@ pub(crate) fn wait_group(child: &mut Child) -> Result<ExitStatus> {
         thread::sleep(Duration::from_millis(20));
     }
 }
+
+/// Cargo's folder for what it builds.
+pub(crate) fn target() -> Result<PathBuf> {
+    #[derive(serde::Deserialize)]
+    struct Metadata {
+        target_directory: PathBuf,
+    }
+    let output = cargo().args(["metadata", "--no-deps", "--format-version", "1"]).output()?;
+    let metadata: Metadata = serde_json::from_slice(&output.stdout)
+        .context("cargo metadata did not answer in its own form")?;
+    Ok(metadata.target_directory)
+}

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: the servers up, every test, the servers down, one line that counts.
 
-use crate::services::{self, Service, State};
+use crate::services::{Service, Session, State};
 use crate::shell;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -17,8 +17,8 @@ pub(crate) struct Options {
     /// Leave out the tests that need real servers
     #[arg(long)]
     no_live: bool,
-    /// The servers' folder; those that already run there are used and left running
-    /// [default: target/services-test, started and wiped]
+    /// The servers' folder: what runs there is used, and left running [default: those of
+    /// `services up` if they run, else new ones that are stopped and wiped at the end]
     #[arg(long)]
     services: Option<PathBuf>,
     /// Only tests whose name contains this
@@ -70,44 +70,19 @@ fn all(options: &Options) -> Result<ExitCode> {
         return cargo_test(options, &State::default(), &[]);
     }
     let features = live_features()?;
-    let servers = Servers::of(options.services.clone());
+    let session = Session::choose(options.services.clone(), &Service::ALL)?;
     // The build and the servers' start share the time; the build needs no server.
     let (built, state) = thread::scope(|scope| {
-        let state = scope.spawn(|| services::up(&servers.dir, &Service::ALL));
+        let state = scope.spawn(|| session.start(&Service::ALL));
         let built = build(&features);
         (built, state.join().map_err(|_| anyhow::anyhow!("starting the servers panicked")))
     });
     let state = state??;
     built?;
     let code = cargo_test(options, &state, &features)?;
-    drop(servers);
+    drop(session);
     eprintln!("test: {:.0} s in all", started.elapsed().as_secs_f32());
     Ok(code)
-}
-
-/// The servers of one run: stopped and wiped when it ends, however it ends.
-struct Servers {
-    dir: PathBuf,
-    are_ours: bool,
-}
-
-impl Servers {
-    fn of(given: Option<PathBuf>) -> Self {
-        match given {
-            Some(dir) => Self { dir, are_ours: false },
-            None => Self { dir: shell::root().join("target/services-test"), are_ours: true },
-        }
-    }
-}
-
-impl Drop for Servers {
-    fn drop(&mut self) {
-        if self.are_ours
-            && let Err(error) = services::down(&self.dir, &[], true)
-        {
-            eprintln!("test: the servers were not all stopped: {error:#}");
-        }
-    }
 }
 
 fn build(features: &[String]) -> Result<()> {

@@ -11,7 +11,7 @@ const VERSION: &str = "0.20.2";
 pub(super) fn run() -> Result<Option<String>> {
     let mut command = Command::new(install()?);
     command
-        .args(["--offline", "--locked", "--all-features", "check", "--hide-inclusion-graph"])
+        .args(["--locked", "--all-features", "check", "--hide-inclusion-graph"])
         .args(["bans", "licenses", "sources"])
         .current_dir(shell::root());
     run_shown(&mut command)?;
