@@ -422,7 +422,11 @@ pub(super) fn refusal(status: u16, retry_after: Option<Duration>, body: &[u8]) -
             SinkError::Unavailable(reason.unwrap_or(kind).into())
         }
         (429, _) => SinkError::Throttled { retry_after },
-        (401 | 403, _) => SinkError::Denied(told(&kind, Some(status))),
+        // Its reason names the user and the privilege that is missing, and no document.
+        (401 | 403, _) => {
+            let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+            SinkError::Denied(told(&kind, Some(status)) + &reason)
+        }
         (408 | 500..=599, _) => SinkError::Unavailable(told(&kind, Some(status)).into()),
         (413, _) => SinkError::Protocol("the request is too large: lower bytes_max".to_owned()),
         (_, _) => SinkError::Protocol(told(&kind, Some(status))),

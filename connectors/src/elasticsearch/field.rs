@@ -26,6 +26,7 @@ pub(super) struct Group<'a> {
     field: &'a str,
     targets: Vec<Chunked<'a>>,
     by_value: HashMap<&'a str, Vec<usize>>,
+    bytes: usize,
 }
 
 /// One target of a group, and what became of its documents.
@@ -60,17 +61,21 @@ pub(super) fn problem(field: &str, value: &str) -> Option<&'static str> {
 }
 
 impl<'a> Group<'a> {
-    /// Adds a target to the group it belongs to.
+    /// Adds a target to the group it belongs to, or to a new one when that is full: the values of
+    /// a group travel in one request.
     pub(super) fn add(
         groups: &mut Vec<Self>,
+        bytes_max: usize,
         indices: &Arc<[Index]>,
         field: &'a str,
         value: &'a str,
         place: usize,
         target: &'a Target,
     ) {
-        let theirs =
-            |group: &&mut Self| group.field == field && Arc::ptr_eq(&group.indices, indices);
+        let theirs = |group: &&mut Self| {
+            let has_room = group.bytes + value.len() <= bytes_max;
+            group.field == field && Arc::ptr_eq(&group.indices, indices) && has_room
+        };
         let group = match groups.iter_mut().find(theirs) {
             Some(group) => group,
             None => {
@@ -79,10 +84,12 @@ impl<'a> Group<'a> {
                     field,
                     targets: Vec::new(),
                     by_value: HashMap::new(),
+                    bytes: 0,
                 });
                 groups.last_mut().expect("one was pushed just now")
             }
         };
+        group.bytes += value.len();
         group.by_value.entry(value).or_default().push(group.targets.len());
         group.targets.push(Chunked {
             place,

@@ -105,7 +105,9 @@ impl ElasticsearchSink {
                     sorted.spots.extend(spots);
                 }
                 Address::Field { field, value, .. } => {
-                    Group::add(&mut sorted.groups, &indices, field, value, place, target);
+                    let bytes_max = self.config.bytes_max.get();
+                    let groups = &mut sorted.groups;
+                    Group::add(groups, bytes_max, &indices, field, value, place, target);
                 }
                 Address::Object { .. } | Address::Prefix { .. } => {
                     unreachable!("admit refuses what is no document")
@@ -181,7 +183,8 @@ impl ElasticsearchSink {
     }
 
     /// The second look (S6): a "not found" may come from the wrong shard. Search lags behind until
-    /// the next refresh, so this only ever adds a document.
+    /// the next refresh, so this only ever adds a document. What was found is not looked for
+    /// elsewhere: a second copy under another routing value is met by the read-back.
     async fn search(
         &self,
         spots: &mut Vec<Spot>,

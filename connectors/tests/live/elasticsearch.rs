@@ -1,5 +1,7 @@
 //! The Elasticsearch sink against a real server, and against answers that one gives too rarely.
 
+#![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
+
 #[path = "elasticsearch/proxy.rs"]
 mod proxy;
 
@@ -441,7 +443,7 @@ async fn what_is_routed_is_found_though_the_address_does_not_say_so() {
     let server = Server::new();
     let index = server.index(3, json!({})).await;
     server.fill(&index, &(0..30).map(of_a_tenant).collect::<Vec<_>>()).await;
-    // The same id once more, on another shard, is the same document to the application.
+    // The same id once more, perhaps on another shard, is the same document to the application.
     server.put(&index, "0", Some("tenant-1"), json!({})).await;
     assert!(server.all(&index).await.len() >= 30);
     let sink = server.sink(&index);
@@ -449,9 +451,15 @@ async fn what_is_routed_is_found_though_the_address_does_not_say_so() {
     assert_eq!(sink.look(&batch).await.unwrap(), [Presence::Present; 20]);
     let outcomes = sink.destroy(&batch).await.unwrap();
     assert_eq!(verdicts(&outcomes), [Verdict::Deleted; 20], "{outcomes:?}");
+    // The second copy of 0 may have been left; then the read-back finds it, and it goes next.
+    server.all(&index).await;
+    for outcome in sink.destroy(&batch).await.unwrap() {
+        assert!(outcome.verdict.is_confirmed(), "{outcome:?}");
+    }
+    assert_eq!(sink.look(&batch).await.unwrap(), [Presence::Absent; 20]);
     let left = server.all(&index).await;
-    let is_other = |(id, _): &(String, String)| id.parse::<u32>().unwrap() >= 20;
-    assert_eq!(left.keys().filter(|key| is_other(key)).count(), 10);
+    assert_eq!(left.len(), 10);
+    assert!(left.keys().all(|(id, _)| id.parse::<u32>().unwrap() >= 20), "{left:?}");
     server.drop(&[&index]).await;
 }
 
