@@ -1,5 +1,7 @@
 //! The object store sink on a local directory, and on a store that fails.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

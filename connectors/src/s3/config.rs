@@ -36,8 +36,8 @@ pub struct S3Config {
     /// How a deleted key is told from one that was never there. Default `head`.
     #[serde(default)]
     pub probe: Probe,
-    /// Most requests in flight for one batch while it is probed or looked up. Default 32: ten
-    /// times a single one's rate on a loopback server; more gained nothing there.
+    /// Most requests in flight for one batch while it is probed or looked up. Default 32: a store
+    /// that takes 20 ms to answer probes a thousand keys in 0.6 s. On loopback 4 to 128 are alike.
     #[serde(default = "default_in_flight")]
     pub in_flight_max: NonZeroUsize,
     /// Longest wait for a connection. Default `"5s"`.
@@ -55,8 +55,9 @@ pub struct S3Config {
 
 /// How a deleted key is told from one that was never there: S3 answers both alike.
 ///
-/// Listing instead was no choice: keys of one batch share no prefix, so it is a request for each
-/// key as well, and listings cost more than ten times as much on AWS.
+/// Listing instead gains nothing: keys of one batch share no prefix, so it is a request for each key
+/// as well. A thousand took 0.8 to 1.6 s on a busy loopback gateway, a thousand HEADs 0.6 to 1.2 s
+/// (the delete itself about 1 s), and AWS charges more for a listing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Probe {

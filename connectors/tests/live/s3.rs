@@ -1,5 +1,7 @@
 //! The S3 sink on a real server, and on servers that answer wrongly (F26–F33).
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 #[path = "s3/faulty.rs"]
 mod faulty;
 #[path = "s3/server.rs"]
