@@ -70,3 +70,211 @@ fn a_configuration_without_a_mistake_passes() {
     let (output, _folder) = check(WHOLE);
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn unknown_keys_are_refused_with_the_nearest_known_name() {
+    assert_eq!(
+        said(&[("bucket = \"documents\"", "bukcet = \"documents\""), ("[api]", "[apis]")]),
+        "t.toml:4: `apis`: unknown key\n    \
+         fix: did you mean `api`?\n\
+         t.toml:10: `store.originals.bucket`: missing\n    \
+         fix: name the bucket: bucket = \"documents\"\n\
+         t.toml:12: `store.originals.bukcet`: unknown key\n    \
+         fix: did you mean `bucket`?\n"
+    );
+}
+
+#[test]
+fn broken_syntax_names_its_line() {
+    assert_eq!(
+        said(&[("bucket = \"documents\"", "bucket = documents")]),
+        "t.toml:12: not toml: string values must be quoted, expected literal string\n    \
+         fix: mend this line first; what follows it was not looked at\n"
+    );
+}
+
+#[test]
+fn wrong_types_and_impossible_values_say_what_to_write() {
+    let wrong = "deadline = 30\nbatch_max = \"many\"\nabsent_share_max = 1.5\nverify = \"samlpe\"";
+    assert_eq!(
+        said(&[("deadline = \"30s\"", wrong), ("[api]", "[pipeline]\nworkers = 0\n[api]")]),
+        "t.toml:5: `pipeline.workers`: must be at least 1, found 0\n    \
+         fix: write 1 or more, or leave the key out for its default\n\
+         t.toml:15: `store.originals.deadline`: must be a duration, found 30\n    \
+         fix: write a number and its unit, such as \"500ms\", \"30s\" or \"7d\"\n\
+         t.toml:16: `store.originals.batch_max`: must be a whole number, found \"many\"\n    \
+         fix: write digits without quotes\n\
+         t.toml:17: `store.originals.absent_share_max`: must be a share from 0 to 1, found 1.5\n    \
+         fix: write a number such as 0.5; 1 switches the guard off\n\
+         t.toml:18: `store.originals.verify`: \"samlpe\" is none of \"read_back\", \"sample\", \
+         \"trust\"\n    \
+         fix: did you mean `sample`?\n"
+    );
+}
+
+#[test]
+fn secrets_are_missed_by_name_and_never_repeated() {
+    let missing = "access_key_id = { env = \"NOT_SET\" }\n\
+                   secret_access_key = { file = \"/not/there\" }";
+    let said = said(&[
+        ("{ env = \"CHECK_URL\" }", "\"postgresql://me:hunter2@localhost/db\""),
+        ("deadline = \"30s\"", missing),
+    ]);
+    assert_eq!(
+        said,
+        "t.toml:2: `database.url`: a secret must not be written here\n    \
+         fix: write { env = \"NAME\" } or { file = \"/path\" }\n\
+         t.toml:13: `store.originals.access_key_id`: the environment variable NOT_SET is not set\n    \
+         fix: export NOT_SET=…, or name a file: { file = \"/path\" }\n\
+         t.toml:14: `store.originals.secret_access_key`: the file /not/there can't be read: \
+         No such file or directory (os error 2)\n    \
+         fix: write the secret there, readable by this user alone\n"
+    );
+    assert!(!said.contains("hunter2"));
+}
+
+#[test]
+fn a_relation_without_targets_has_nothing_to_destroy() {
+    let targets = &WHOLE[WHOLE.find("targets").unwrap()..WHOLE.find("api = {").unwrap()];
+    assert_eq!(
+        said(&[(targets, "")]),
+        "t.toml:20: `relation.documents.targets`: a relation needs at least one target\n    \
+         fix: write targets = [{ store = \"originals\", key = \"{id}/original\" }]; without a \
+         copy there is nothing to destroy\n"
+    );
+}
+
+#[test]
+fn a_target_names_a_store_and_an_address_of_its_kind() {
+    assert_eq!(
+        said(&[
+            ("store = \"originals\", key", "store = \"orignals\", key"),
+            ("id = \"{tenant}-{id}\"", "key = \"{tenant}-{id}\""),
+        ]),
+        "t.toml:26: `relation.documents.targets[0].store`: there is no store \"orignals\"\n    \
+         fix: did you mean `originals`?\n\
+         t.toml:27: `relation.documents.targets[1]`: `key` is no address in store \"search\", \
+         whose kind is \"elasticsearch\"\n    \
+         fix: write id = \"{id}\", or field = \"document_id\" with value = \"{id}\"\n"
+    );
+}
+
+#[test]
+fn a_template_holds_the_whole_key_apart() {
+    assert_eq!(
+        said(&[
+            ("{tenant}/{id}/original", "{id}/original"),
+            ("id = \"{tenant}-{id}\"", "id = \"{tenant}{id}\""),
+        ]),
+        "t.toml:26: `relation.documents.targets[0].key`: `{id}/original` lacks the key column \
+         `tenant`, so several rows would share one address\n    \
+         fix: add {tenant}\n\
+         t.toml:27: `relation.documents.targets[1].id`: `{tenant}{id}` joins `tenant` and `id` \
+         with nothing between them, so `1`, `23` and `12`, `3` would share one address\n    \
+         fix: put a delimiter such as / between them\n"
+    );
+}
+
+#[test]
+fn two_relations_share_neither_topic_nor_path_nor_table() {
+    let second = r#"api = { path = "documents", columns = ["id"] }
+
+[relation.copies]
+table = "public.documents"
+key = [{ column = "id", type = "uuid" }]
+flag = { column = "gone", type = "boolean" }
+topics = ["app.public.documents"]
+targets = [{ store = "search", field = "copy_id", value = "{id}" }]
+api = { path = "documents", columns = ["id"] }
+"#;
+    assert_eq!(
+        said(&[("api = { path = \"documents\", columns = [\"id\"] }\n", second)]),
+        "t.toml:31: `relation.copies`: table public.documents is relation \"documents\"'s \
+         already\n    \
+         fix: a table is one relation; put all targets there\n\
+         t.toml:35: `relation.copies.topics`: topic \"app.public.documents\" is relation \
+         \"documents\"'s already\n    \
+         fix: name a topic once; Debezium writes one for each table\n\
+         t.toml:37: `relation.copies.api.path`: path \"documents\" is relation \"documents\"'s \
+         already\n    \
+         fix: give each its own path\n"
+    );
+}
+
+#[test]
+fn a_timestamp_without_zone_needs_one_and_an_offset_is_none() {
+    assert_eq!(
+        said(&[("type = \"timestamptz\"", "type = \"timestamp\"")]),
+        "t.toml:23: `relation.documents.flag.zone`: a flag of type \"timestamp\" has no zone of \
+         its own\n    \
+         fix: say which zone the application writes: zone = \"UTC\" or \"Europe/Berlin\"; there \
+         is no default, since a wrong one shortens the grace by hours\n"
+    );
+    assert_eq!(
+        said(&[("type = \"timestamptz\"", "type = \"timestamp\", zone = \"+02:00\"")]),
+        "t.toml:23: `relation.documents.flag.zone`: \"+02:00\" is no zone of the IANA database\n    \
+         fix: write a name such as \"UTC\" or \"Europe/Berlin\"; offsets and abbreviations are \
+         refused, since they know no summer time and their sign is read both ways\n"
+    );
+}
+
+#[test]
+fn an_open_port_needs_tokens_that_can_be_read() {
+    assert_eq!(
+        said(&[("127.0.0.1:8080", "0.0.0.0:8080")]),
+        "t.toml:5: `api.listen`: 0.0.0.0:8080 is open to others, and nobody needs a token\n    \
+         fix: write tokens_file = \"/etc/tombstream/tokens\" (`tombstream token NAME` prints its \
+         lines), or listen on 127.0.0.1\n"
+    );
+    let tokens = "\"0.0.0.0:8080\"\ntokens_file = \"/not/there\"";
+    assert_eq!(
+        said(&[("\"127.0.0.1:8080\"", tokens)]),
+        "t.toml:6: `api.tokens_file`: tokens file /not/there: No such file or directory (os error \
+         2)\n    \
+         fix: write lines of `tombstream token NAME` there, readable by the api's user\n"
+    );
+}
+
+#[test]
+fn a_lease_outlasts_the_slowest_store_and_the_finalizing() {
+    let short = "[pipeline]\nlease = \"35s\"\n[api]";
+    assert_eq!(
+        said(&[("[api]", short), ("deadline = \"30s\"", "deadline = \"40s\"")]),
+        "t.toml:5: `pipeline.lease`: 35s is over before store \"originals\" (deadline 40s) and \
+         the finalizing (transaction_timeout 10s) are done\n    \
+         fix: write more than 50s, or shorten `store.originals.deadline`\n"
+    );
+}
+
+#[test]
+fn settings_of_kafka_that_the_contract_rests_on_are_refused() {
+    let owned = "\"bootstrap.servers\" = \"127.0.0.1:9092\"\n\"enable.auto.commit\" = true\n\
+                 \"sesion.timeout.ms\" = 7000\n\"sasl.password\" = \"hunter2\"";
+    assert_eq!(
+        said(&[("\"bootstrap.servers\" = \"127.0.0.1:9092\"", owned)]),
+        "t.toml:9: `source.kafka.settings.\"enable.auto.commit\"`: is set by Tombstream itself\n    \
+         fix: leave it out: offsets are committed only behind the pipeline's frontier, otherwise \
+         events could be lost\n\
+         t.toml:10: `source.kafka.settings.\"sesion.timeout.ms\"`: librdkafka has no such \
+         setting\n    \
+         fix: correct it; librdkafka's CONFIGURATION.md lists names and values\n\
+         t.toml:11: `source.kafka.settings.\"sasl.password\"`: a secret must not be written \
+         here\n    \
+         fix: write { env = \"NAME\" } or { file = \"/path\" }\n"
+    );
+}
+
+#[test]
+fn a_file_that_is_not_there_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_tombstream"))
+        .current_dir(folder.path())
+        .env_clear()
+        .arg("check")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.starts_with("./tombstream.toml: can't be read: No such file"), "{said}");
+    assert!(said.contains("TOMBSTREAM_CONFIG"), "{said}");
+}

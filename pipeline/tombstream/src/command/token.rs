@@ -1,5 +1,6 @@
 //! `tombstream token`: a new random token for the api.
 
+use anyhow::bail;
 use rand::RngCore as _;
 
 #[derive(Debug, clap::Args)]
@@ -15,7 +16,13 @@ pub(super) fn token(args: &Args) -> anyhow::Result<()> {
     let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     let line = format!("{} {}", args.name, tombstream_api::hash_token(&token));
     // A name that the api would refuse is refused here, by the same code.
-    tombstream_api::Tokens::parse(&line, "of this name")?;
+    if tombstream_api::Tokens::parse(&line, "").is_err() {
+        bail!(
+            "{:?} can't name a token: use up to 64 letters, digits, `.`, `_`, `@` and `-`, and \
+             not `anonymous`, who asks without one",
+            args.name
+        );
+    }
     println!("token: {token}");
     println!("line for tokens_file: {line}");
     Ok(())

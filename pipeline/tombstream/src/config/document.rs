@@ -17,6 +17,7 @@ use super::value::{Leaf, Wrong};
 /// Where in the file, and which key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place {
+    /// From 1; 0 for the file as a whole.
     pub(crate) line: usize,
     /// The key's path, such as `store.originals.bucket`; empty for the file as a whole.
     pub(crate) key: String,
@@ -45,7 +46,10 @@ impl fmt::Display for Problems {
             if index > 0 {
                 writeln!(f)?;
             }
-            write!(f, "{}:{}: ", self.file, place.line)?;
+            match place.line {
+                0 => write!(f, "{}: ", self.file)?,
+                line => write!(f, "{}:{line}: ", self.file)?,
+            }
             if !place.key.is_empty() {
                 write!(f, "`{}`: ", place.key)?;
             }

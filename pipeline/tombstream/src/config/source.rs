@@ -160,8 +160,11 @@ impl KafkaSection {
                 ),
                 kafka::KafkaConfigError::Refused(said) => (
                     concerned(said),
-                    format!("librdkafka refuses it: {said}"),
-                    "see librdkafka's CONFIGURATION.md for its settings".into(),
+                    match said.contains("No such configuration property") {
+                        true => "librdkafka has no such setting".to_owned(),
+                        false => format!("librdkafka refuses it: {said}"),
+                    },
+                    "correct it; librdkafka's CONFIGURATION.md lists names and values".into(),
                 ),
                 kafka::KafkaConfigError::Group
                 | kafka::KafkaConfigError::Topics
