@@ -1,7 +1,7 @@
 //! S3 and what speaks its protocol: a sink that destroys objects by key or by delimited prefix.
 //!
-//! Owned here: what goes over the wire ([`mod@request`]), what an answer proves ([`mod@answer`],
-//! pure) and the order of the requests ([`mod@sink`]). Left to others: retries, pacing and
+//! Owned here: what goes over the wire (`request.rs`), what an answer proves (`answer.rs`,
+//! pure) and the order of the requests (`sink.rs`). Left to others: retries, pacing and
 //! concurrency between batches (layers of the dataflow), templates and parked keys (the model),
 //! read-back and sampling (the stage, through [`tombstream_model::Sink::look`]).
 //!

@@ -223,7 +223,7 @@ impl S3Sink {
         }
         // Invariant (S1): no key leaves after the end of its lease, so the fence is asked once
         // everything that takes time (probes, credentials, the signature) is done;
-        // live tests: `conformance`, `a_lease_that_ends_while_keys_are_probed_stops_the_delete`.
+        // live tests: `objects_conform`, `a_lease_that_ends_while_keys_are_probed_stops_the_delete`.
         loop {
             let holds = |places: &[usize]| places.iter().any(|place| batch[*place].fence.holds());
             let (held, over): (Vec<_>, Vec<_>) =
