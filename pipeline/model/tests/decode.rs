@@ -211,6 +211,19 @@ fn keys_of_every_type_are_canonical() {
 }
 
 #[test]
+fn key_columns_may_be_called_schema_and_payload() {
+    let relation = keyed(&[("payload", KeyKind::Text), ("schema", KeyKind::Text)]);
+    let expected = key(&[KeyKind::Text, KeyKind::Text], &["p", "s"]);
+    for message in [
+        r#"{"schema":"s","payload":"p"}"#,
+        r#"{"schema":{"type":"struct"},"payload":{"schema":"s","payload":"p"}}"#,
+    ] {
+        let found = change(&relation, Some(message), &envelope("d", "null", "null"));
+        assert_eq!(found.key, expected, "{message}");
+    }
+}
+
+#[test]
 fn a_key_of_another_type_is_refused() {
     let value = envelope("d", "null", "null");
     for (kind, text, code) in [
@@ -258,6 +271,10 @@ fn a_message_key_and_a_row_that_disagree_are_refused() {
     let flat = format!(r#"{{"id":"{ID}","deleted_at":null,"__op":"u"}}"#);
     let refused = refusal(&documents(), Some(message), &flat);
     assert_eq!(refused, DecodeError::KeyMismatch { path: "value" });
+    // Another spelling of the same key is the same key.
+    let upper = format!(r#"{{"id":"{}"}}"#, ID.to_uppercase());
+    let found = change(&documents(), Some(&upper), &envelope("u", "null", &row("null")));
+    assert_eq!(found.key, key(&[KeyKind::Uuid], &[ID]));
     // A toasted key in the row is no second opinion.
     let relation = keyed(&[("id", KeyKind::Text)]);
     let after = r#"{"id":"__debezium_unavailable_value","deleted_at":null}"#;

@@ -86,6 +86,21 @@ pub(super) fn value(text: &str, part: Part) -> Result<&RawValue, DecodeError> {
     serde_json::from_str(text).map_err(|error| syntax(&error, part))
 }
 
+/// Whether the two fields `schema` and `payload`, the only ones of an object, are JsonConverter's form
+/// with schemas on: its schema is an object, or null. Columns that are called so hold other things.
+pub(super) fn is_schema(schema: &RawValue) -> bool {
+    matches!(schema.get().as_bytes().first(), Some(b'{' | b'n'))
+}
+
+/// Whether `text` begins as an object does.
+pub(super) fn is_object(text: &str) -> bool {
+    first(text) == Some(b'{')
+}
+
+fn first(text: &str) -> Option<u8> {
+    text.bytes().find(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r'))
+}
+
 /// The fields `names` of the object that `text` is, put into `slots`, and how many fields the object
 /// has at all. A wanted field that occurs twice is an error.
 pub(super) fn pick<'a, N: AsRef<str>>(
@@ -95,7 +110,7 @@ pub(super) fn pick<'a, N: AsRef<str>>(
     part: Part,
     path: &'static str,
 ) -> Result<usize, DecodeError> {
-    let first = text.trim_start_matches([' ', '\t', '\n', '\r']).as_bytes().first().copied();
+    let first = first(text);
     if first != Some(b'{') {
         value(text, part)?;
         return Err(DecodeError::Type {
@@ -170,7 +185,7 @@ impl<'de, N: AsRef<str>> Visitor<'de> for Pick<'_, '_, 'de, N> {
     }
 }
 
-/// Finds a field's name among the wanted ones.
+/// Finds a field's name among the wanted ones. Lengths are compared first, so most misses are cheap.
 struct Name<'n, N>(&'n [N]);
 
 impl<'de, N: AsRef<str>> DeserializeSeed<'de> for Name<'_, N> {

@@ -189,6 +189,7 @@ impl Decoder {
         let mut schema = None;
         if let (2, Some(inline), Some(payload)) =
             (fields.count, fields.get("schema"), fields.get("payload"))
+            && json::is_schema(inline)
         {
             if payload.get() == "null" {
                 return Ok(Decoded::Skipped(Skipped::Tombstone));

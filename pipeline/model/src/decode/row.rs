@@ -17,6 +17,8 @@ pub(super) struct Columns {
     names: Vec<Box<str>>,
     keys: usize,
     flag: usize,
+    /// The fields that are read from a message's key: `schema`, `payload`, the columns of the key.
+    of_message: Vec<Box<str>>,
 }
 
 /// The columns of one row as the text they have there.
@@ -36,7 +38,9 @@ impl Columns {
             names.push(flag.as_str().into());
             keys
         });
-        Self { names, keys, flag }
+        let wrapper = ["schema", "payload"].map(Box::from);
+        let of_message = wrapper.into_iter().chain(names[..keys].iter().cloned()).collect();
+        Self { names, keys, flag, of_message }
     }
 
     /// Reads the row `text`, which stands at `path`.
@@ -50,12 +54,12 @@ impl Columns {
         Ok(Values { raw, path })
     }
 
-    /// The key of the row `values`, if all of it is there.
-    fn key_of_row(
+    /// The key's texts in the row `values`, if all of them are there.
+    fn texts_of_row<'a>(
         &self,
         relation: &Relation,
-        values: &Values<'_>,
-    ) -> Result<Option<Key>, DecodeError> {
+        values: &Values<'a>,
+    ) -> Result<Option<Vec<Cow<'a, str>>>, DecodeError> {
         let mut texts = Vec::with_capacity(self.keys);
         for (column, raw) in relation.key.iter().zip(&values.raw) {
             let path = || format!("{}.{}", values.path, clip(&column.name));
@@ -67,48 +71,70 @@ impl Columns {
                 other => texts.push(key_text(column.kind, other, path)?),
             }
         }
-        make_key(relation, &texts, values.path).map(Some)
+        Ok(Some(texts))
     }
 
-    /// The key in the message's own key `text`: an object that holds the key columns, bare or as the
-    /// payload beside its schema, or (ExtractField) the bare value of a key of one column. `None` if
-    /// it lacks a column, as with a connector whose `message.key.columns` says otherwise.
-    fn key_of_message(&self, relation: &Relation, text: &str) -> Result<Option<Key>, DecodeError> {
-        let bare = json::value(text, Part::Key)?;
-        let value = payload(bare, Part::Key)?.unwrap_or(bare);
+    /// The key's texts in the message's own key `text`: an object that holds the key columns, bare or
+    /// as the payload beside its schema, or (ExtractField) the bare value of a key of one column.
+    /// `None` if it lacks a column, as with a connector whose `message.key.columns` says otherwise.
+    fn texts_of_message<'a>(
+        &self,
+        relation: &Relation,
+        text: &'a str,
+    ) -> Result<Option<Vec<Cow<'a, str>>>, DecodeError> {
         let path = || "key".to_owned();
-        let mut texts = Vec::with_capacity(self.keys);
-        match scalar(value, path)? {
-            Scalar::Null => return Ok(None),
-            Scalar::Object => {
-                let mut raw = vec![None; self.names.len()];
-                pick(value.get(), &self.names, &mut raw, Part::Key, "key")?;
-                for (column, raw) in relation.key.iter().zip(&raw) {
-                    let path = || format!("key.{}", clip(&column.name));
-                    let Some(raw) = raw else { return Ok(None) };
-                    match scalar(raw, path)? {
-                        Scalar::Text(text) if text == UNAVAILABLE => {
-                            return Err(DecodeError::KeyUnavailable { path: path() });
-                        }
-                        other => texts.push(key_text(column.kind, other, path)?),
-                    }
+        let mut raw = vec![None; self.of_message.len()];
+        let mut object = json::is_object(text);
+        let mut value = None;
+        if object {
+            let count = pick(text, &self.of_message, &mut raw, Part::Key, "key")?;
+            if let (2, [Some(schema), Some(payload), ..]) = (count, &*raw)
+                && json::is_schema(schema)
+            {
+                let payload: &'a RawValue = payload;
+                object = json::is_object(payload.get());
+                value = Some(payload);
+                if object {
+                    raw.fill(None);
+                    pick(payload.get(), &self.of_message, &mut raw, Part::Key, "key")?;
                 }
             }
-            Scalar::Text(text) if text == UNAVAILABLE => {
-                return Err(DecodeError::KeyUnavailable { path: path() });
-            }
-            other => match &*relation.key {
-                [only] => texts.push(key_text(only.kind, other, path)?),
-                _ => {
-                    return Err(DecodeError::Type {
-                        path: path(),
-                        expected: "an object of the key's columns",
-                        found: other.kind(),
-                    });
-                }
-            },
+        } else {
+            value = Some(json::value(text, Part::Key)?);
         }
-        make_key(relation, &texts, "key").map(Some)
+
+        let mut texts = Vec::with_capacity(self.keys);
+        if object {
+            for column in &relation.key {
+                let path = || format!("key.{}", clip(&column.name));
+                // A column may itself be called `schema` or `payload`.
+                let slot = self.of_message.iter().position(|name| **name == *column.name);
+                let Some(raw) = slot.and_then(|slot| raw[slot]) else { return Ok(None) };
+                texts.push(match scalar(raw, path)? {
+                    Scalar::Text(text) if text == UNAVAILABLE => {
+                        return Err(DecodeError::KeyUnavailable { path: path() });
+                    }
+                    other => key_text(column.kind, other, path)?,
+                });
+            }
+            return Ok(Some(texts));
+        }
+        let Some(value) = value else { return Ok(None) };
+        match (scalar(value, path)?, &*relation.key) {
+            (Scalar::Null, _) => Ok(None),
+            (Scalar::Text(text), _) if text == UNAVAILABLE => {
+                Err(DecodeError::KeyUnavailable { path: path() })
+            }
+            (bare, [only]) => {
+                texts.push(key_text(only.kind, bare, path)?);
+                Ok(Some(texts))
+            }
+            (bare, _) => Err(DecodeError::Type {
+                path: path(),
+                expected: "an object of the key's columns",
+                found: bare.kind(),
+            }),
+        }
     }
 
     /// The key: from the message's key where it holds one, else from the row. Where both do, they
@@ -120,19 +146,26 @@ impl Columns {
         row: Option<&Values<'_>>,
     ) -> Result<Key, DecodeError> {
         let of_message = match message {
-            Some(text) => self.key_of_message(relation, text)?,
+            Some(text) => self.texts_of_message(relation, text)?,
             None => None,
         };
         let of_row = match row {
-            Some(values) => self.key_of_row(relation, values)?,
+            Some(values) => self.texts_of_row(relation, values)?,
             None => None,
         };
-        match (of_message, of_row, row) {
-            (Some(message), Some(of_row), Some(row)) if message != of_row => {
-                Err(DecodeError::KeyMismatch { path: row.path })
+        let path = row.map_or("key", |row| row.path);
+        match (of_message, of_row) {
+            (Some(message), Some(of_row)) if message != of_row => {
+                // Spelled differently; they may still be the same once canonical.
+                let key = make_key(relation, &message, "key")?;
+                if key != make_key(relation, &of_row, path)? {
+                    return Err(DecodeError::KeyMismatch { path });
+                }
+                Ok(key)
             }
-            (Some(key), _, _) | (None, Some(key), _) => Ok(key),
-            (None, None, _) => {
+            (Some(texts), _) => make_key(relation, &texts, "key"),
+            (None, Some(texts)) => make_key(relation, &texts, path),
+            (None, None) => {
                 let lacks = |index: usize| row.is_none_or(|row| row.raw[index].is_none());
                 let index = (0..self.keys).find(|index| lacks(*index)).unwrap_or(0);
                 let name = self.names.get(index).map_or("", |name| clip(name));
@@ -175,21 +208,6 @@ impl Columns {
             Err(_) => FlagState::Unknown,
         }
     }
-}
-
-/// The payload of `raw`, if it is an object of exactly `schema` and `payload`: JsonConverter's form
-/// with schemas on.
-pub(super) fn payload(raw: &RawValue, part: Part) -> Result<Option<&RawValue>, DecodeError> {
-    if !raw.get().starts_with('{') {
-        return Ok(None);
-    }
-    let mut slots = [None; 2];
-    let path = if part == Part::Key { "key" } else { "value" };
-    let count = pick(raw.get(), &["schema", "payload"], &mut slots, part, path)?;
-    Ok(match (count, slots) {
-        (2, [Some(_), payload]) => payload,
-        _ => None,
-    })
 }
 
 fn make_key(
