@@ -4,13 +4,14 @@
 //! Mistakes are collected while the file is read; this prints findings, one line each, `ok`,
 //! `warning` or `error`, with what to do. Nothing is changed anywhere.
 
+use sqlx::PgPool;
 use tombstream_api::Tokens;
 use tombstream_connectors::elasticsearch::ElasticsearchSink;
 use tombstream_connectors::postgres::{self, Finding, Severity};
 use tombstream_connectors::{kafka, s3};
-use tombstream_model::{AddressTemplate, Relation, SinkError, StoreId};
+use tombstream_model::{AddressTemplate, FlagKind, Relation, SinkError, StoreId};
 
-use super::Failure;
+use super::{Failure, chain};
 use crate::config::{Config, Problem, Problems, StoreConfig};
 use crate::wiring::{self, Connected};
 
@@ -84,10 +85,9 @@ pub(super) async fn check(config: Config, args: Args) -> Result<(), Failure> {
 fn tokens(config: &Config) -> Result<(), Problems> {
     let Some(path) = &config.api.tokens_file else { return Ok(()) };
     let Err(error) = Tokens::read(path) else { return Ok(()) };
-    let reason = anyhow::Error::from(error);
     let problem = Problem {
         place: config.api.tokens_place.clone(),
-        what: format!("{reason:#}"),
+        what: chain(&error),
         fix: "write lines of `tombstream token NAME` there, readable by the api's user".into(),
     };
     Err(Problems { file: config.file.clone(), list: vec![problem] })
@@ -96,7 +96,7 @@ fn tokens(config: &Config) -> Result<(), Problems> {
 async fn database(config: &Config, report: &mut Report) {
     let pool = match wiring::connect(&config.database, "tombstream-check").await {
         Ok(pool) => pool,
-        Err(error) => return report.error("database", &format!("{error:#}")),
+        Err(error) => return report.error("database", &chain(error.as_ref())),
     };
     report.good("database", "it answers");
     match postgres::check_ledger(&pool).await {
@@ -109,13 +109,31 @@ async fn database(config: &Config, report: &mut Report) {
             Ok(findings) => report.add(&about, findings),
             Err(error) => report.error(&about, &format!("it can't be looked at: {error}")),
         }
+        if let FlagKind::Timestamp { zone } = &relation.flag.kind {
+            zone_is_known(&pool, zone, &about, report).await;
+        }
+    }
+}
+
+/// Whether this server has the zone: its names come with Postgres or with the system it runs on.
+async fn zone_is_known(pool: &PgPool, zone: &str, about: &str, report: &mut Report) {
+    let known = sqlx::query_scalar::<_, bool>(
+        "select exists (select from pg_catalog.pg_timezone_names where name = $1)",
+    );
+    match known.bind(zone).fetch_one(pool).await {
+        Ok(true) => report.good(about, &format!("the server knows the zone {zone}")),
+        Ok(false) => report.error(
+            about,
+            &format!("the server knows no zone {zone}: see pg_timezone_names for its names"),
+        ),
+        Err(error) => report.error(about, &format!("zones can't be looked up: {error}")),
     }
 }
 
 async fn store(config: &Config, id: StoreId, store: &StoreConfig, report: &mut Report) {
     let about = format!("store {}", store.name);
     match wiring::connect_store(store) {
-        Err(error) => report.error(&about, &format!("{error:#}")),
+        Err(error) => report.error(&about, &chain(error.as_ref())),
         Ok(Connected::S3(sink)) => buckets(&sink, &about, report).await,
         Ok(Connected::Elasticsearch(sink)) => {
             let fields = fields(&config.relations, id);
@@ -197,7 +215,7 @@ async fn brokers(config: &kafka::KafkaConfig, topics: &[String], report: &mut Re
     let about = "kafka";
     let facts = match kafka::check(config, topics).await {
         Ok(facts) => facts,
-        Err(error) => return report.error(about, &format!("{:#}", anyhow::Error::from(error))),
+        Err(error) => return report.error(about, &chain(&error)),
     };
     report.good(about, &format!("{} answer", facts.brokers.join(", ")));
     for topic in facts.topics {
@@ -229,20 +247,6 @@ fn explain(error: &SinkError) -> String {
         SinkError::Unavailable(_) => format!("{said}: is its address right, and does it run?"),
         SinkError::Throttled { .. } | SinkError::Protocol(_) => said,
     }
-}
-
-/// An error with everything that led to it.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut said = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        let text = source.to_string();
-        if !said.contains(&text) {
-            said = format!("{said}: {text}");
-        }
-        next = source.source();
-    }
-    said
 }
 
 /// The fields by which chunked documents of a store are found.

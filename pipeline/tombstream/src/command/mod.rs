@@ -90,7 +90,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
             ExitCode::from(2)
         }
         Err(Failure::Other(error)) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", chain(error.as_ref()));
             ExitCode::FAILURE
         }
         Err(Failure::Said) => ExitCode::FAILURE,
@@ -112,4 +112,18 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Token(args) => token::token(&args)?,
     }
     Ok(())
+}
+
+/// An error with everything that led to it, each said once: many repeat their cause.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut said = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let text = source.to_string();
+        if !said.contains(&text) {
+            said = format!("{said}: {text}");
+        }
+        next = source.source();
+    }
+    said
 }

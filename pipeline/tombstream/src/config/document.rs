@@ -88,6 +88,8 @@ impl Document {
         let mut problems = document.problems.into_inner();
         if !errors.is_empty() {
             problems = errors.iter().map(|error| syntax(&document.lines, error)).collect();
+            // One broken value gives several errors; the first says it best.
+            problems.dedup_by_key(|problem| problem.place.line);
         }
         problems.sort_by(|one, other| one.place.cmp(&other.place));
         problems.dedup();
