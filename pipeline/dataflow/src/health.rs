@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 /// How a pipeline is.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
@@ -96,13 +98,13 @@ struct Notes {
     truncated: BTreeMap<Arc<str>, u64>,
     sources: BTreeMap<usize, Trouble>,
     ledger: BTreeMap<&'static str, Trouble>,
-    broken: Option<String>,
 }
 
 /// The board on which the parts of a pipeline write how they are.
 #[derive(Debug, Default)]
 pub(crate) struct Board {
     notes: Mutex<Notes>,
+    broken: watch::Sender<Option<String>>,
 }
 
 impl Board {
@@ -155,7 +157,18 @@ impl Board {
     }
 
     pub(crate) fn broken(&self, said: &str) {
-        self.notes().broken.get_or_insert_with(|| said.to_owned());
+        self.broken.send_modify(|broken| {
+            broken.get_or_insert_with(|| said.to_owned());
+        });
+    }
+
+    /// Waits until something broke.
+    pub(crate) async fn until_broken(&self) -> String {
+        let mut broken = self.broken.subscribe();
+        match broken.wait_for(Option::is_some).await {
+            Ok(said) => said.clone().unwrap_or_default(),
+            Err(_) => "nobody is left to tell".to_owned(),
+        }
     }
 
     /// What is on the board; the epochs and what is in flight are added by who knows them.
@@ -185,7 +198,7 @@ impl Board {
             truncated: notes.truncated.clone(),
             sources: notes.sources.iter().map(|(place, it)| (*place, source(it))).collect(),
             ledger: notes.ledger.iter().map(|(stage, it)| (*stage, ledger(it))).collect(),
-            broken: notes.broken.clone(),
+            broken: self.broken.borrow().clone(),
         }
     }
 }

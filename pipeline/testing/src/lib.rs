@@ -2,3 +2,4 @@
 //! port must pass. A dev-dependency, never a part of the product.
 
 pub mod conformance;
+pub mod memory;
