@@ -18,8 +18,8 @@ pub struct ElasticsearchConfig {
     /// Who is asking.
     #[serde(default)]
     pub auth: Auth,
-    /// PEM of the authority that signed the nodes' certificates, for one that the system does not
-    /// know, such as the one that Elasticsearch makes for itself.
+    /// PEM of the authority that signed the nodes' certificates, for one that is not on Mozilla's
+    /// list, such as the one that Elasticsearch makes for itself.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
     /// What makes a delete conditional.

@@ -306,3 +306,20 @@ impl<'a> Chunked<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_field_of_the_documents_is_asked_for() {
+        for field in ["key", "meta.key", "text.raw", "Schlüssel"] {
+            assert_eq!(problem(field, "1"), None, "{field}");
+        }
+        for field in ["", ".", "a.", ".a", "a..b", "k*", "k?", "a,b", "a b", "a\"", "_id", "_all"] {
+            assert!(problem(field, "1").is_some(), "{field:?}");
+        }
+        assert!(problem("key", "").is_some());
+        assert!(problem("key", &"x".repeat(VALUE_BYTES_MAX + 1)).is_some());
+    }
+}

@@ -172,11 +172,9 @@ impl ElasticsearchSink {
     }
 
     async fn read_from(&self, spots: &mut [Spot], first: usize) -> Result<(), SinkError> {
-        let unread = |spot: &Spot| spot.read == Read::NotFound;
-        let spots = &mut spots[first..];
-        let docs: Vec<&Doc> = spots.iter().filter(|it| unread(it)).map(|it| &it.doc).collect();
+        let docs: Vec<&Doc> = spots[first..].iter().map(|spot| &spot.doc).collect();
         let reads = self.client.read(&docs).await?;
-        for (spot, read) in spots.iter_mut().filter(|it| unread(it)).zip(reads) {
+        for (spot, read) in spots[first..].iter_mut().zip(reads) {
             spot.read = read;
         }
         Ok(())
@@ -369,18 +367,13 @@ impl Sink for ElasticsearchSink {
 
 impl Spot {
     fn new(target: usize, index: &Index, id: &str, routing: &Option<String>) -> Self {
+        // Where the mapping demands a routing value and there is none, the read says so.
         let own = routing.as_ref().or(index.alias_routing.as_ref());
-        let read = if own.is_none() && index.routing_required {
-            let said = "the index demands a routing value, and the address has none";
-            Read::Fault(Fault::new(Verdict::Refused, said))
-        } else {
-            Read::NotFound
-        };
         Self {
             target,
             doc: Doc { index: index.name.clone(), id: id.to_owned(), routing: own.cloned() },
             may_stray: routing.is_none() && index.shards > 1,
-            read,
+            read: Read::NotFound,
         }
     }
 }

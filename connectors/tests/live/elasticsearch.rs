@@ -361,8 +361,8 @@ async fn an_address_outside_the_declared_index_is_refused() {
     let batch = [
         document(&other, "1"),
         field(&other, "key", "1"),
-        document("sink-*", "1"),
-        document("_all", "1"),
+        document(&format!("{other},{declared}"), "1"),
+        document(&format!("{}*", &other[..20]), "1"),
         target(Address::Object { bucket, key: "1".to_owned() }),
         document(&declared, "1"),
     ];
@@ -383,10 +383,13 @@ async fn a_target_whose_lease_is_over_is_busy_and_stays() {
     let shared = server.clone();
     let until = Arc::new(Mutex::new(Instant::now()));
     let end = Arc::clone(&until);
+    let requests = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&requests);
     // The lease ends while the read is on its way: what it brings is thrown away.
     let proxy = Proxy::start(move |request| {
         let server = shared.clone();
         let until = *end.lock().unwrap();
+        count.fetch_add(1, Ordering::Relaxed);
         async move {
             let slow = request.is_mget() || request.body.contains("\"pit\"");
             assert!(!request.is_bulk(), "a delete was sent after the lease's end");
@@ -410,8 +413,10 @@ async fn a_target_whose_lease_is_over_is_busy_and_stays() {
         let outcomes = sink.destroy(&batch).await.unwrap();
         assert_eq!(verdicts(&outcomes), [Verdict::Busy, Verdict::Busy], "{outcomes:?}");
         assert!(outcomes.iter().all(|outcome| outcome.said == "lease over"), "{outcomes:?}");
-        // And none is read, let alone deleted, for a lease that was over before.
+        // And nothing is asked at all for a lease that was over before.
+        let asked = requests.load(Ordering::Relaxed);
         assert_eq!(one(&sink, over(batch[0].clone())).await.verdict, Verdict::Busy);
+        assert_eq!(requests.load(Ordering::Relaxed), asked);
     }
     assert_eq!(server.all(&index).await.len(), 1);
     server.drop(&[&index]).await;
@@ -461,6 +466,30 @@ async fn what_is_routed_is_found_though_the_address_does_not_say_so() {
     assert_eq!(left.len(), 10);
     assert!(left.keys().all(|(id, _)| id.parse::<u32>().unwrap() >= 20), "{left:?}");
     server.drop(&[&index]).await;
+}
+
+/// S6: what the second look can't show wholly, it doesn't call absent.
+#[tokio::test]
+async fn a_second_look_that_shows_only_a_part_proves_nothing() {
+    for (total, expected) in [(0, Verdict::Absent), (1, Verdict::Unknown)] {
+        let proxy = Proxy::start(move |request| async move {
+            let body = if request.is_mget() {
+                json!({"docs": [{"_index": "documents", "_id": "1", "found": false}]})
+            } else if request.path.starts_with("/documents/_search") {
+                json!({"timed_out": false, "_shards": {"total": 3, "successful": 3, "failed": 0},
+                       "hits": {"total": {"value": total, "relation": "eq"}, "hits": []}})
+            } else {
+                json!({"documents": {
+                    "aliases": {}, "settings": {"index": {"number_of_shards": "3"}}}})
+            };
+            Reply::new(200, body.to_string())
+        })
+        .await;
+        let config = ElasticsearchConfig::new(&proxy.url, "documents");
+        let sink = ElasticsearchSink::new(config).unwrap();
+        let outcome = one(&sink, document("documents", "1")).await;
+        assert_eq!(outcome.verdict, expected, "{outcome:?}");
+    }
 }
 
 #[tokio::test]
@@ -633,7 +662,7 @@ async fn every_chunk_of_a_key_goes_and_no_other() {
     }});
     let index = server.index(3, mappings).await;
     let chunk = |key: &str, n: u32| {
-        let routing = (n % 2 == 0).then(|| format!("r{n}"));
+        let routing = n.is_multiple_of(2).then(|| format!("r{n}"));
         (format!("{key}/{n}"), routing, json!({"key": key, "body": "doc 1", "number": n}))
     };
     let chunks = |key: &str, count: u32| (0..count).map(|n| chunk(key, n)).collect::<Vec<_>>();
