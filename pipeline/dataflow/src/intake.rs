@@ -77,9 +77,11 @@ impl Reader {
         let mut reading = Troubled::new(min, max);
         let mut committing = Troubled::new(min, max);
         let (mut reads, mut finishing) = (true, false);
+        let mut read: Option<Polled> = None;
         loop {
             if !reads {
-                polled = None;
+                // What was read and has no room yet is not committed, and so read again.
+                (polled, read) = (None, None);
             }
             if !due.is_empty() && committing.may(Instant::now()) {
                 // Marks are merged while commits fail, so a commit never falls behind.
@@ -109,22 +111,21 @@ impl Reader {
             if finishing && due.is_empty() {
                 return;
             }
-            let read = async {
+            let waits = read.is_some();
+            let read_next = async {
+                reading.wait().await;
+                source.next().await
+            };
+            // Room is taken only for what was read: one source's wait must not take another's room.
+            let room = async {
                 match &polled {
-                    // Room first: what was read must not wait here, with the source's next call.
-                    Some(polled) => {
-                        reading.wait().await;
-                        match polled.reserve().await {
-                            Ok(room) => Some((room, source.next().await)),
-                            Err(_) => None,
-                        }
-                    }
-                    None => std::future::pending().await,
+                    Some(polled) => polled.reserve().await.ok(),
+                    None => None,
                 }
             };
             tokio::select! {
                 biased;
-                order = orders.recv() => match order {
+                order = orders.recv(), if !finishing => match order {
                     Some(Order::Commit(marks)) => merge(&mut due, marks),
                     Some(Order::Pause(topic)) => {
                         if let Err(error) = source.pause(&topic) {
@@ -139,28 +140,28 @@ impl Reader {
                 },
                 () = stopping.up(), if reads => reads = false,
                 () = committing.wait(), if !due.is_empty() => {}
-                read = read => match read {
-                    Some((room, Ok(polled))) => {
+                room = room, if waits => match (room, read.take()) {
+                    (Some(room), Some(read)) => room.send((place, read)),
+                    _ => reads = false,
+                },
+                next = read_next, if reads && !waits => match next {
+                    Ok(polled) => {
                         if reading.is_on() {
                             tracing::info!(source = place, "the source can be read again");
                             reading.ended();
                             board.source_works(place);
                         }
-                        room.send((place, polled));
+                        read = Some(polled);
                     }
-                    Some((room, Err(error))) => {
-                        drop(room);
+                    Err(error) => {
                         let halted = error.disposition() != Disposition::Retry;
                         let said = chain(&error);
                         counter!(metric::SOURCE_ERRORS, "source" => label.clone()).increment(1);
                         tracing::warn!(source = place, halted, error = said, "source failed");
                         board.source_failed(place, halted, said);
                         reading.began();
-                        if halted {
-                            reads = false;
-                        }
+                        reads = !halted;
                     }
-                    None => reads = false,
                 },
             }
         }

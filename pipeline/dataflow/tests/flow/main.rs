@@ -1,4 +1,9 @@
 //! The whole flow with everything in memory, always with two workers.
 
 mod commit;
+mod ledger;
+mod random;
+mod sources;
+mod stop;
+mod stores;
 mod support;

@@ -69,6 +69,11 @@ pub(crate) struct Rig {
 impl Rig {
     /// So many stores and sources, two workers, short waits.
     pub(crate) fn new(stores: usize, sources: usize) -> Self {
+        Self::with_lease(stores, sources, Duration::from_secs(60))
+    }
+
+    /// Claims that hold for so long.
+    pub(crate) fn with_lease(stores: usize, sources: usize, lease: Duration) -> Self {
         let targets = move |_, key: &Key| {
             (0..stores).map(|store| (StoreId(store as u16), address(store, key))).collect()
         };
@@ -108,7 +113,7 @@ impl Rig {
             verify: Verify::ReadBack,
         };
         Self {
-            ledger: Arc::new(MemoryLedger::new(Duration::from_secs(60), targets)),
+            ledger: Arc::new(MemoryLedger::new(lease, targets)),
             sinks: (0..stores).map(|_| MemorySink::shared(1_000)).collect(),
             sources: (0..sources).map(|at| SourceControl::new(&format!("topic-{at}"))).collect(),
             config,
