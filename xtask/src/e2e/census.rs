@@ -1,14 +1,13 @@
 //! What is left in the table and the stores, and the verdict on it.
 
-use super::bucket::Bucket;
 use super::document::Document;
 use super::flags::{Fate, Flips};
-use super::index::Index;
 use super::say;
 use super::table::{StoredRow, Table};
 use anyhow::Result;
 use serde_json::Value;
 use std::collections::HashMap;
+use tombstream_e2e::{Bucket, Index};
 use uuid::Uuid;
 
 /// Everything that the stores hold.
@@ -92,6 +91,8 @@ impl Judged {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(feature = "live")]
+    use crate::e2e::document::{objects, sources};
 
     fn whole(documents: &[Document]) -> Left {
         let mut left =
@@ -146,19 +147,20 @@ mod tests {
     #[cfg(feature = "live")]
     #[tokio::test]
     async fn what_was_seeded_is_listed_whole() {
-        let at = |name: &str| {
-            std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: cargo xtask test"))
-        };
-        let name = format!("e2e_{}", &Uuid::new_v4().simple().to_string()[..10]);
+        let servers = tombstream_e2e::Servers::from_env().unwrap();
+        let name = tombstream_e2e::random_name("census");
         let documents = Document::some(2_500);
-        let table = Table::make(&at("TOMBSTREAM_TEST_POSTGRES_URL"), &name).await.unwrap();
-        let endpoint = at("TOMBSTREAM_TEST_S3_ENDPOINT");
-        let bucket = Bucket::make(&endpoint, &name.replace('_', "-")).await.unwrap();
-        let index = Index::make(&at("TOMBSTREAM_TEST_ELASTICSEARCH_URL"), &name).await.unwrap();
-        tokio::try_join!(table.seed(&documents), bucket.seed(&documents), index.seed(&documents))
-            .unwrap();
+        let table = Table::make(&servers.postgres, &name).await.unwrap();
+        let bucket = Bucket::make(&servers, &name).await.unwrap();
+        let index = Index::make(&servers.elasticsearch, &name).await.unwrap();
+        tokio::try_join!(
+            table.seed(&documents),
+            bucket.put(objects(&documents)),
+            index.put(sources(&documents))
+        )
+        .unwrap();
         let left = take(&table, &bucket, &index).await.unwrap();
-        table.remove().await.unwrap();
+        table.database.remove().await.unwrap();
         bucket.remove().await.unwrap();
         index.remove().await.unwrap();
         assert_eq!(

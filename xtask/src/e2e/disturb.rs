@@ -1,14 +1,13 @@
 //! What goes wrong during a run, on purpose; and the wait for its end.
 
-use super::bucket::Bucket;
-use super::program::Programs;
+use super::programs::Programs;
 use super::watch::Progress;
 use super::{Options, Stage, say};
 use crate::services::{Process, Service, State};
-use crate::shell;
 use anyhow::{Context, Result};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
+use tombstream_e2e::Bucket;
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 const TELL_EVERY: Duration = Duration::from_secs(5);
@@ -34,7 +33,6 @@ pub(super) async fn all(
     let mut freeze = Freeze::planned(options, state)?;
     let (mut last_gone, mut moved, mut told) = (0, Instant::now(), Instant::now());
     loop {
-        shell::check_interrupt()?;
         programs.check()?;
         let rows = table.count().await?;
         let gone = progress.documents.saturating_sub(rows);
@@ -52,7 +50,7 @@ pub(super) async fn all(
             programs.start_pipeline().await?;
         }
         if options.drop_slot && !slot_dropped && progress.count() >= progress.to_flag / 2 {
-            connector.remove(table).await?;
+            connector.remove(&table.database).await?;
             slot_dropped = true;
             say(format_args!("dropped the slot at {} flags, {gone} rows gone", progress.count()));
         }

@@ -43,3 +43,13 @@ impl Document {
         json!({ "id": id, "name": self.name(), "text": format!("the text of {}", self.id) })
     }
 }
+
+/// Key and bytes of every object.
+pub(super) fn objects(documents: &[Document]) -> impl Iterator<Item = (String, Vec<u8>)> {
+    documents.iter().map(|document| (document.object_key(), document.object()))
+}
+
+/// Id and source of every search document.
+pub(super) fn sources(documents: &[Document]) -> impl Iterator<Item = (String, Value)> {
+    documents.iter().map(|document| (document.id.to_string(), document.source()))
+}

@@ -3,7 +3,6 @@
 use super::Options;
 use super::document::Document;
 use super::watch::Progress;
-use crate::shell;
 use anyhow::{Result, bail};
 use futures::stream::{self, StreamExt};
 use reqwest::{Client, Method, StatusCode};
@@ -69,7 +68,6 @@ pub(super) async fn flag_all(
         })
         .buffer_unordered(AT_ONCE);
     while let Some((id, answer)) = answers.next().await {
-        shell::check_interrupt()?;
         match answer {
             Ok(fate) => {
                 flips.fates.insert(id, fate);

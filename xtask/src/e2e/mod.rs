@@ -4,33 +4,30 @@
 //! are flagged through the api and some of those restored at once; when the rows are gone, every
 //! store is listed and compared with what was seeded. The pipeline is never asked.
 
-mod bucket;
 mod census;
-mod connector;
 mod disturb;
 mod document;
 mod flags;
-mod index;
-mod program;
+mod programs;
 mod report;
 mod settings;
 mod table;
 mod watch;
 
 use crate::services::{Service, Session, State};
+use crate::shell;
 use anyhow::{Context, Result, bail};
-use bucket::Bucket;
 use clap::Args;
-use connector::Connector;
 use document::Document;
-use index::Index;
-use program::Programs;
+use programs::Programs;
 use rand::seq::SliceRandom;
 use report::Report;
+use settings::Ports;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 use table::Table;
+use tombstream_e2e::{Bucket, Connector, Index, Program, free_port, random_name};
 use watch::Progress;
 
 #[derive(Args, Clone)]
@@ -102,25 +99,37 @@ async fn scene(options: &Options, session: &Session) -> Result<Report> {
     let (state, binary) = tokio::task::block_in_place(|| {
         std::thread::scope(|scope| {
             let servers = scope.spawn(|| session.start(&Service::ALL));
-            let binary = program::build(options.release);
+            let binary = programs::build(options.release);
             (servers.join(), binary)
         })
     });
     let state = state.map_err(|_| anyhow::anyhow!("starting the servers panicked"))??;
     let binary = binary?;
-    let addresses = state.addresses()?;
+    let servers = state.addresses()?;
 
-    let name = format!("e2e_{}", &uuid::Uuid::new_v4().simple().to_string()[..10]);
-    let connector = Connector::new(&addresses, &name)?;
+    let name = random_name("e2e");
+    let connector = Connector::new(&servers, &name)?;
     let documents = Document::some(options.documents);
-    let table = Table::make(&addresses.postgres, &name).await.context("the table")?;
-    let bucket =
-        Bucket::make(&addresses.s3, &name.replace('_', "-")).await.context("the bucket")?;
-    let index = Index::make(&addresses.elasticsearch, &name).await.context("the index")?;
-    let settings = settings::write(&name, options, &addresses, &bucket)?;
-    let programs = Programs::new(binary, settings, table.url().to_owned());
+    let table = Table::make(&servers.postgres, &name).await.context("the table")?;
+    let bucket = Bucket::make(&servers, &name).await.context("the bucket")?;
+    let index = Index::make(&servers.elasticsearch, &name).await.context("the index")?;
+    let ports = Ports { api: free_port()?, pipeline: free_port()? };
+    let program = Program::at(
+        binary,
+        shell::target()?.join("e2e").join(&name),
+        &settings::text(&name, options, &servers, &bucket, ports),
+        vec![
+            ("DATABASE_URL", table.database.url().to_owned()),
+            ("AWS_ACCESS_KEY_ID", servers.s3_access_key.clone()),
+            ("AWS_SECRET_ACCESS_KEY", servers.s3_secret_key.clone()),
+        ],
+    )?;
+    let programs = Programs::new(program, ports)?;
     let stage = Stage { options, state, documents, table, bucket, index, connector };
-    let done = stage.play(programs).await;
+    let done = tokio::select! {
+        done = stage.play(programs) => done,
+        error = shell::interrupted() => Err(error),
+    };
     if !options.keep {
         // Also after a failure: a slot that nobody reads would keep the server's log for ever.
         let removed = stage.remove(session.is_thrown_away()).await;
@@ -145,7 +154,7 @@ impl Stage<'_> {
         programs.migrate().await?;
         self.seed().await.context("seeding")?;
         self.connector.register().await.context("Debezium")?;
-        self.connector.wait_until_streaming(&self.table).await?;
+        self.connector.wait_until_streaming(&self.table.database).await?;
         programs.start_api().await?;
         programs.start_pipeline().await?;
         let told = self.flag_and_wait(&mut programs).await?;
@@ -170,8 +179,8 @@ impl Stage<'_> {
         let started = Instant::now();
         tokio::try_join!(
             self.table.seed(&self.documents),
-            self.bucket.seed(&self.documents),
-            self.index.seed(&self.documents)
+            self.bucket.put(document::objects(&self.documents)),
+            self.index.put(document::sources(&self.documents))
         )?;
         say(format_args!("seeded in {:.1} s", started.elapsed().as_secs_f32()));
         Ok(())
@@ -196,8 +205,8 @@ impl Stage<'_> {
         if servers_go_too {
             return Ok(());
         }
-        self.connector.remove(&self.table).await?;
-        self.table.remove().await?;
+        self.connector.remove(&self.table.database).await?;
+        self.table.database.remove().await?;
         self.index.remove().await?;
         self.bucket.remove().await
     }

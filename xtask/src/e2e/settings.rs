@@ -1,29 +1,23 @@
 //! The configuration file of this run.
 
 use super::Options;
-use super::bucket::Bucket;
-use crate::services::{self, Addresses, S3_REGION};
-use crate::shell;
-use anyhow::{Context, Result};
-use std::path::PathBuf;
+use tombstream_e2e::{Bucket, Servers};
 
-pub(super) struct Settings {
-    pub(super) folder: PathBuf,
-    pub(super) file: PathBuf,
-    pub(super) api_port: u16,
-    pub(super) pipeline_port: u16,
+/// The ports that the two processes listen on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ports {
+    pub(super) api: u16,
+    pub(super) pipeline: u16,
 }
 
-pub(super) fn write(
+pub(super) fn text(
     name: &str,
     options: &Options,
-    addresses: &Addresses,
+    servers: &Servers,
     bucket: &Bucket,
-) -> Result<Settings> {
-    let folder = shell::root().join("target/e2e").join(name);
-    std::fs::create_dir_all(&folder).with_context(|| format!("can't make {}", folder.display()))?;
-    let (api_port, pipeline_port) = (services::free_port()?, services::free_port()?);
-    let text = format!(
+    ports: Ports,
+) -> String {
+    format!(
         r#"[database]
 url = {{ env = "DATABASE_URL" }}
 
@@ -45,7 +39,7 @@ interval = "2s"
 [store.originals]
 kind = "s3"
 endpoint = "{s3}"
-region = "{S3_REGION}"
+region = "us-east-1"
 bucket = "{bucket}"
 access_key_id = {{ env = "AWS_ACCESS_KEY_ID" }}
 secret_access_key = {{ env = "AWS_SECRET_ACCESS_KEY" }}
@@ -74,12 +68,11 @@ columns = ["id", "name", "uploaded_at", "deleted_at"]
 create = ["name"]
 "#,
         workers = options.workers,
-        kafka = addresses.kafka,
-        s3 = addresses.s3,
+        pipeline_port = ports.pipeline,
+        api_port = ports.api,
+        kafka = servers.kafka,
+        s3 = servers.s3,
         bucket = bucket.name(),
-        elasticsearch = addresses.elasticsearch,
-    );
-    let file = folder.join("tombstream.toml");
-    std::fs::write(&file, text).with_context(|| format!("can't write {}", file.display()))?;
-    Ok(Settings { folder, file, api_port, pipeline_port })
+        elasticsearch = servers.elasticsearch,
+    )
 }

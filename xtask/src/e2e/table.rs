@@ -2,19 +2,15 @@
 
 use super::document::Document;
 use anyhow::{Context, Result};
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::Row;
 use std::collections::HashMap;
-use std::str::FromStr;
+use tombstream_e2e::Database;
 use uuid::Uuid;
 
 const DEMO: &str = include_str!("../../../deploy/compose/documents.sql");
 
 pub(super) struct Table {
-    server: PgPool,
-    pool: PgPool,
-    name: String,
-    url: String,
+    pub(super) database: Database,
 }
 
 /// A row as it is now.
@@ -36,17 +32,10 @@ pub(super) struct Times {
 
 impl Table {
     pub(super) async fn make(server_url: &str, name: &str) -> Result<Self> {
-        let server = PgPool::connect(server_url).await.context("can't reach Postgres")?;
-        sqlx::query(AssertSqlSafe(format!("create database \"{name}\""))).execute(&server).await?;
-        let options = PgConnectOptions::from_str(server_url)?.database(name);
-        let pool = PgPoolOptions::new().max_connections(4).connect_with(options).await?;
-        sqlx::raw_sql(DEMO).execute(&pool).await.context("deploy/compose/documents.sql")?;
-        let (base, _) = server_url.rsplit_once('/').context("the server's address has a path")?;
-        Ok(Self { server, pool, name: name.to_owned(), url: format!("{base}/{name}") })
-    }
-
-    pub(super) fn url(&self) -> &str {
-        &self.url
+        let database = Database::make(server_url, name).await?;
+        let made = sqlx::raw_sql(DEMO).execute(database.pool()).await;
+        made.context("deploy/compose/documents.sql")?;
+        Ok(Self { database })
     }
 
     pub(super) async fn seed(&self, documents: &[Document]) -> Result<()> {
@@ -62,15 +51,16 @@ impl Table {
             .bind(ids)
             .bind(names)
             .bind(times)
-            .execute(&self.pool)
+            .execute(self.database.pool())
             .await?;
         }
         Ok(())
     }
 
     pub(super) async fn count(&self) -> Result<usize> {
-        let count: i64 =
-            sqlx::query_scalar("select count(*) from documents").fetch_one(&self.pool).await?;
+        let count: i64 = sqlx::query_scalar("select count(*) from documents")
+            .fetch_one(self.database.pool())
+            .await?;
         usize::try_from(count).context("a negative count")
     }
 
@@ -79,7 +69,7 @@ impl Table {
             "select id, name, extract(epoch from uploaded_at)::bigint as at, \
              deleted_at is not null as flagged from documents",
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.database.pool())
         .await?;
         rows.iter()
             .map(|row| {
@@ -98,48 +88,14 @@ impl Table {
             "select (1000 * extract(epoch from finalized_at - flag::timestamptz))::float8 \
              from tombstream.receipt order by 1",
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.database.pool())
         .await?;
         let whole: Option<f64> = sqlx::query_scalar(
             "select extract(epoch from max(finalized_at) - min(flag::timestamptz))::float8 \
              from tombstream.receipt",
         )
-        .fetch_one(&self.pool)
+        .fetch_one(self.database.pool())
         .await?;
         Ok(Times { flip_to_gone_ms: rows, whole_s: whole.unwrap_or_default() })
-    }
-
-    /// Whether a process reads the slot: Debezium does once its snapshot is done.
-    pub(super) async fn slot_is_read(&self, slot: &str) -> Result<bool> {
-        let active: Option<bool> =
-            sqlx::query_scalar("select active from pg_replication_slots where slot_name = $1")
-                .bind(slot)
-                .fetch_optional(&self.server)
-                .await?;
-        Ok(active.unwrap_or(false))
-    }
-
-    /// Drops the slot; true once it is not there. A slot in use can't be dropped yet.
-    pub(super) async fn drop_slot(&self, slot: &str) -> Result<bool> {
-        sqlx::query(
-            "select pg_drop_replication_slot(slot_name) from pg_replication_slots \
-             where slot_name = $1 and not active",
-        )
-        .bind(slot)
-        .execute(&self.server)
-        .await?;
-        let left: i64 =
-            sqlx::query_scalar("select count(*) from pg_replication_slots where slot_name = $1")
-                .bind(slot)
-                .fetch_one(&self.server)
-                .await?;
-        Ok(left == 0)
-    }
-
-    pub(super) async fn remove(&self) -> Result<()> {
-        self.pool.close().await;
-        let drop = format!("drop database if exists \"{}\" with (force)", self.name);
-        sqlx::query(AssertSqlSafe(drop)).execute(&self.server).await?;
-        Ok(())
     }
 }

@@ -17,13 +17,9 @@ mod s3;
 mod session;
 mod state;
 
-pub(crate) use ports::one as free_port;
 pub(crate) use process::Process;
-pub(crate) use s3::{
-    ACCESS_KEY as S3_ACCESS_KEY, REGION as S3_REGION, SECRET_KEY as S3_SECRET_KEY,
-};
 pub(crate) use session::Session;
-pub(crate) use state::{Addresses, State};
+pub(crate) use state::State;
 
 use crate::shell;
 use anyhow::{Context, Result, bail};

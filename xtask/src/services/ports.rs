@@ -31,11 +31,6 @@ pub(super) fn assign(state: &mut State, services: &[Service]) -> Result<()> {
     Ok(())
 }
 
-/// One free port, for a process of the caller's own.
-pub(crate) fn one() -> Result<u16> {
-    choose().map(|(port, _)| port)
-}
-
 fn choose() -> Result<(u16, TcpListener)> {
     let mut rng = rand::rng();
     for _ in 0..200 {

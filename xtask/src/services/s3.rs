@@ -8,9 +8,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-pub(crate) const ACCESS_KEY: &str = "testaccess";
-pub(crate) const SECRET_KEY: &str = "testsecretkey";
-pub(crate) const REGION: &str = "us-east-1";
+pub(super) const ACCESS_KEY: &str = "testaccess";
+pub(super) const SECRET_KEY: &str = "testsecretkey";
+const REGION: &str = "us-east-1";
 const MODULE: &str = "github.com/versity/versitygw/cmd/versitygw";
 const VERSION: &str = "v1.8.0";
 

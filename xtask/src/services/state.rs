@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use tombstream_e2e::Servers;
 
 /// Who runs the servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -34,18 +35,6 @@ pub(crate) struct State {
     /// Kept over a stop, so that data that name a port stay right.
     pub(crate) ports: BTreeMap<Service, Vec<u16>>,
     pub(crate) data: BTreeMap<Service, PathBuf>,
-}
-
-/// Where a client finds the servers.
-#[derive(Debug, Clone)]
-pub(crate) struct Addresses {
-    pub(crate) postgres: String,
-    pub(crate) kafka: String,
-    pub(crate) connect: String,
-    pub(crate) elasticsearch: String,
-    pub(crate) s3: String,
-    /// Host and port of Postgres as Connect sees it: not ours when both are in containers.
-    pub(crate) postgres_from_connect: (String, u16),
 }
 
 impl State {
@@ -90,19 +79,21 @@ impl State {
     }
 
     /// The addresses of all servers; an error names one that does not run.
-    pub(crate) fn addresses(&self) -> Result<Addresses> {
+    pub(crate) fn addresses(&self) -> Result<Servers> {
         let port = |service: Service| {
             self.port(service).with_context(|| {
                 format!("{} does not run: `cargo xtask services up`", service.name())
             })
         };
         let postgres_port = port(Service::Postgres)?;
-        Ok(Addresses {
+        Ok(Servers {
             postgres: postgres::url(postgres_port),
             kafka: format!("127.0.0.1:{}", port(Service::Kafka)?),
             connect: http(port(Service::Connect)?),
             elasticsearch: http(port(Service::Elasticsearch)?),
             s3: http(port(Service::S3)?),
+            s3_access_key: s3::ACCESS_KEY.to_owned(),
+            s3_secret_key: s3::SECRET_KEY.to_owned(),
             postgres_from_connect: match self.engine {
                 Engine::Compose => ("postgres".to_owned(), 5432),
                 Engine::Native => ("127.0.0.1".to_owned(), postgres_port),
@@ -115,6 +106,10 @@ impl State {
         let mut variables = Vec::new();
         if let Some(port) = self.port(Service::Postgres) {
             variables.push(("TOMBSTREAM_TEST_POSTGRES_URL", postgres::url(port)));
+            if self.engine == Engine::Compose {
+                let inside = "postgres:5432".to_owned();
+                variables.push(("TOMBSTREAM_TEST_POSTGRES_FROM_CONNECT", inside));
+            }
         }
         if let Some(port) = self.port(Service::Kafka) {
             variables.push(("TOMBSTREAM_TEST_KAFKA_BROKERS", format!("127.0.0.1:{port}")));

@@ -1,7 +1,6 @@
-//! The documents' objects, by plain signed requests: a second pair of eyes beside the connector.
+//! A bucket on the real S3 server, by plain signed requests.
 
-use super::document::Document;
-use crate::services::{S3_ACCESS_KEY, S3_REGION, S3_SECRET_KEY};
+use crate::Servers;
 use anyhow::{Context, Result, bail};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use reqsign::aws::{Credential, RequestSigner, StaticCredentialProvider};
@@ -12,7 +11,12 @@ use std::collections::HashMap;
 /// Requests at a time: the server is one process on this machine.
 const AT_ONCE: usize = 32;
 
-pub(super) struct Bucket {
+/// The region that the test server says it is in.
+const REGION: &str = "us-east-1";
+
+/// A bucket of one's own. Its keys hold letters, digits, `-`, `_`, `.` and `/` only: whoever needs
+/// others tests the connector itself.
+pub struct Bucket {
     client: Client,
     signer: Signer<Credential>,
     endpoint: String,
@@ -20,38 +24,38 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    pub(super) async fn make(endpoint: &str, name: &str) -> Result<Self> {
+    /// Makes it. The name follows S3's rules: `_` is written `-`.
+    pub async fn make(servers: &Servers, name: &str) -> Result<Self> {
         let signer = Signer::new(
             SigningContext::new(),
-            StaticCredentialProvider::new(S3_ACCESS_KEY, S3_SECRET_KEY),
-            RequestSigner::new("s3", S3_REGION),
+            StaticCredentialProvider::new(&servers.s3_access_key, &servers.s3_secret_key),
+            RequestSigner::new("s3", REGION),
         );
         let bucket = Self {
             client: Client::builder().no_proxy().build()?,
             signer,
-            endpoint: endpoint.to_owned(),
-            name: name.to_owned(),
+            endpoint: servers.s3.clone(),
+            name: name.replace('_', "-"),
         };
         bucket.send(Method::PUT, "", Vec::new()).await?;
         Ok(bucket)
     }
 
-    pub(super) fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         &self.name
     }
 
-    pub(super) async fn seed(&self, documents: &[Document]) -> Result<()> {
-        stream::iter(documents)
-            .map(|document| async move {
-                self.send(Method::PUT, &document.object_key(), document.object()).await
-            })
+    /// Stores all these objects.
+    pub async fn put(&self, objects: impl Iterator<Item = (String, Vec<u8>)>) -> Result<()> {
+        stream::iter(objects)
+            .map(|(key, object)| async move { self.send(Method::PUT, &key, object).await })
             .buffer_unordered(AT_ONCE)
             .try_for_each(|_| async { Ok(()) })
             .await
     }
 
     /// All keys, page by page.
-    pub(super) async fn keys(&self) -> Result<Vec<String>> {
+    pub async fn keys(&self) -> Result<Vec<String>> {
         let mut keys: Vec<String> = Vec::new();
         loop {
             let mut query = "?list-type=2&max-keys=1000".to_owned();
@@ -71,7 +75,7 @@ impl Bucket {
     }
 
     /// All objects, whole.
-    pub(super) async fn list(&self) -> Result<HashMap<String, Vec<u8>>> {
+    pub async fn list(&self) -> Result<HashMap<String, Vec<u8>>> {
         stream::iter(self.keys().await?)
             .map(|key| async move {
                 let object = self.send(Method::GET, &key, Vec::new()).await?.bytes().await?;
@@ -82,7 +86,8 @@ impl Bucket {
             .await
     }
 
-    pub(super) async fn remove(&self) -> Result<()> {
+    /// Removes it with all that is in it.
+    pub async fn remove(&self) -> Result<()> {
         stream::iter(self.keys().await?)
             .map(|key| async move { self.send(Method::DELETE, &key, Vec::new()).await })
             .buffer_unordered(AT_ONCE)

@@ -1,40 +1,44 @@
-//! The documents' search index, over plain HTTP.
+//! An index on the real Elasticsearch, over plain HTTP.
 
-use super::document::Document;
 use anyhow::{Context, Result, bail};
 use reqwest::{Client, Method, RequestBuilder};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fmt::Write;
 
-pub(super) struct Index {
+/// An index of one's own.
+pub struct Index {
     client: Client,
     url: String,
     name: String,
 }
 
 impl Index {
-    pub(super) async fn make(url: &str, name: &str) -> Result<Self> {
+    /// Makes it: one shard, texts found as a whole.
+    pub async fn make(url: &str, name: &str) -> Result<Self> {
         let client = Client::builder().no_proxy().build()?;
         let index = Self { client, url: url.to_owned(), name: name.to_owned() };
         let shape = json!({
             "settings": { "number_of_shards": 1, "number_of_replicas": 0 },
-            "mappings": { "properties": {
-                "id": { "type": "keyword" },
-                "name": { "type": "keyword" },
-                "text": { "type": "text" },
-            }},
+            "mappings": { "dynamic_templates": [
+                { "texts": { "match_mapping_type": "string", "mapping": { "type": "keyword" } } },
+            ]},
         });
         index.ask(index.request(Method::PUT, &index.name).json(&shape)).await?;
         Ok(index)
     }
 
-    pub(super) async fn seed(&self, documents: &[Document]) -> Result<()> {
-        for some in documents.chunks(1_000) {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Indexes all these documents, id and source.
+    pub async fn put(&self, documents: impl Iterator<Item = (String, Value)>) -> Result<()> {
+        let mut documents = documents.peekable();
+        while documents.peek().is_some() {
             let mut body = String::new();
-            for document in some {
-                let action = json!({ "index": { "_id": document.id.to_string() } });
-                writeln!(body, "{action}\n{}", document.source())?;
+            for (id, source) in documents.by_ref().take(1_000) {
+                writeln!(body, "{}\n{source}", json!({ "index": { "_id": id } }))?;
             }
             let request = self
                 .request(Method::POST, &format!("{}/_bulk", self.name))
@@ -49,7 +53,7 @@ impl Index {
     }
 
     /// All documents' sources by id, as of one point in time.
-    pub(super) async fn list(&self) -> Result<HashMap<String, Value>> {
+    pub async fn list(&self) -> Result<HashMap<String, Value>> {
         self.ask(self.request(Method::POST, &format!("{}/_refresh", self.name))).await?;
         let opened = format!("{}/_pit?keep_alive=1m", self.name);
         let mut pit = self.ask(self.request(Method::POST, &opened)).await?["id"].take();
@@ -85,7 +89,7 @@ impl Index {
         Ok(found)
     }
 
-    pub(super) async fn remove(&self) -> Result<()> {
+    pub async fn remove(&self) -> Result<()> {
         self.ask(self.request(Method::DELETE, &self.name)).await?;
         Ok(())
     }

@@ -1,9 +1,6 @@
-//! The Debezium connector of this run: `deploy/debezium-documents.json` with our own names.
+//! A real Debezium connector: `deploy/debezium-documents.json` with names of one's own.
 
-use super::say;
-use super::table::Table;
-use crate::services::Addresses;
-use crate::shell;
+use crate::{Database, Servers};
 use anyhow::{Context, Result, bail};
 use reqwest::Client;
 use serde_json::{Map, Value, json};
@@ -12,7 +9,8 @@ use std::time::{Duration, Instant};
 const WAIT_MAX: Duration = Duration::from_secs(90);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-pub(super) struct Connector {
+/// A connector in the real Kafka Connect.
+pub struct Connector {
     client: Client,
     url: String,
     name: String,
@@ -20,13 +18,13 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    pub(super) fn new(addresses: &Addresses, name: &str) -> Result<Self> {
-        let path = shell::root().join("deploy/debezium-documents.json");
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("can't read {}", path.display()))?;
+    /// Of `public.documents` in the database of that name, which is also the topics' prefix and
+    /// the name of connector, slot and publication.
+    pub fn new(servers: &Servers, name: &str) -> Result<Self> {
+        let text = include_str!("../../deploy/debezium-documents.json");
         let mut config: Map<String, Value> =
-            serde_json::from_str(&text).with_context(|| format!("{}", path.display()))?;
-        let (host, port) = &addresses.postgres_from_connect;
+            serde_json::from_str(text).context("deploy/debezium-documents.json")?;
+        let (host, port) = &servers.postgres_from_connect;
         let ours = [
             ("database.hostname", json!(host)),
             ("database.port", json!(port.to_string())),
@@ -39,24 +37,28 @@ impl Connector {
         ];
         config.extend(ours.map(|(key, value)| (key.to_owned(), value)));
         let client = Client::builder().no_proxy().timeout(WAIT_MAX).build()?;
-        Ok(Self { client, url: addresses.connect.clone(), name: name.to_owned(), config })
+        Ok(Self { client, url: servers.connect.clone(), name: name.to_owned(), config })
     }
 
-    pub(super) async fn register(&self) -> Result<()> {
+    /// Registers it; its task starts in a moment.
+    pub async fn register(&self) -> Result<()> {
         let url = format!("{}/connectors/{}/config", self.url, self.name);
         let response = self.client.put(url).json(&self.config).send().await?;
         if !response.status().is_success() {
-            bail!("{} {}", response.status(), response.text().await?);
+            bail!(
+                "Connect refused the connector: {} {}",
+                response.status(),
+                response.text().await?
+            );
         }
         Ok(())
     }
 
     /// Until its task runs and reads the slot, which it does once the snapshot is done.
-    pub(super) async fn wait_until_streaming(&self, table: &Table) -> Result<()> {
+    pub async fn wait_until_streaming(&self, database: &Database) -> Result<()> {
         let url = format!("{}/connectors/{}/status", self.url, self.name);
         let started = Instant::now();
         loop {
-            shell::check_interrupt()?;
             let status: Value = self.client.get(&url).send().await?.json().await?;
             let states: Vec<&str> = status["tasks"]
                 .as_array()
@@ -69,8 +71,7 @@ impl Connector {
                 bail!("the connector failed: {status}");
             }
             let runs = states.len() > 1 && states.iter().all(|state| *state == "RUNNING");
-            if runs && table.slot_is_read(&self.name).await? {
-                say(format_args!("Debezium streams"));
+            if runs && database.slot_is_read(&self.name).await? {
                 return Ok(());
             }
             if started.elapsed() > WAIT_MAX {
@@ -81,7 +82,7 @@ impl Connector {
     }
 
     /// Ends the connector and drops its slot: no later flip is ever told.
-    pub(super) async fn remove(&self, table: &Table) -> Result<()> {
+    pub async fn remove(&self, database: &Database) -> Result<()> {
         let url = format!("{}/connectors/{}", self.url, self.name);
         let started = Instant::now();
         loop {
@@ -95,7 +96,7 @@ impl Connector {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        while !table.drop_slot(&self.name).await? {
+        while !database.drop_slot(&self.name).await? {
             if started.elapsed() > WAIT_MAX {
                 bail!("the slot {} is still in use", self.name);
             }
