@@ -88,6 +88,13 @@ impl Database {
         sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.pool).await.unwrap()
     }
 
+    /// Gives sessions that begin from now on this isolation level, unless they ask for another.
+    pub(crate) async fn isolate(&self, level: &str) {
+        let sql =
+            format!("alter database {} set default_transaction_isolation = '{level}'", self.name);
+        self.run(&sql).await;
+    }
+
     /// Waits until a session of this database waits for a lock.
     pub(crate) async fn somebody_waits(&self) {
         let waits = "select count(*) from pg_stat_activity

@@ -97,21 +97,25 @@ async fn a_deletion_of_an_earlier_life_refuses_nothing() {
 }
 
 /// The claim holds the row when the restore comes, and commits while it waits: what the restore
-/// decides by must be newer than its lock.
+/// decides by must be newer than its lock, whatever isolation the database has by default.
 #[tokio::test]
 async fn a_restore_that_waited_for_a_claim_is_refused() {
-    let app = with_row("now()").await;
-    let mut claimer = PgConnection::connect_with(&app.db.options).await.unwrap();
-    let mut claim = claimer.begin().await.unwrap();
-    sqlx::raw_sql("select from documents for no key update").execute(&mut *claim).await.unwrap();
-    let router = app.router.clone();
-    let restore = tokio::spawn(async move { send(&router, ask("POST", RESTORE)).await });
-    app.db.somebody_waits().await;
-    sqlx::raw_sql(CLAIM).execute(&mut *claim).await.unwrap();
-    claim.commit().await.unwrap();
-    assert_eq!(restore.await.unwrap().problem(409), "claimed");
-    assert!(is_flagged(&app).await);
-    assert_eq!(states(&app).await, "claimed");
+    for isolation in ["read committed", "repeatable read", "serializable"] {
+        let app = with_row("now()").await;
+        app.db.isolate(isolation).await;
+        let mut claimer = PgConnection::connect_with(&app.db.options).await.unwrap();
+        let mut claim = claimer.begin_with("begin isolation level read committed").await.unwrap();
+        let lock = "select from documents for no key update";
+        sqlx::raw_sql(lock).execute(&mut *claim).await.unwrap();
+        let router = app.router.clone();
+        let restore = tokio::spawn(async move { send(&router, ask("POST", RESTORE)).await });
+        app.db.somebody_waits().await;
+        sqlx::raw_sql(CLAIM).execute(&mut *claim).await.unwrap();
+        claim.commit().await.unwrap();
+        assert_eq!(restore.await.unwrap().problem(409), "claimed", "{isolation}");
+        assert!(is_flagged(&app).await);
+        assert_eq!(states(&app).await, "claimed");
+    }
 }
 
 /// The other way round: who restores first wins, and the claim's `skip locked` sees a locked row.

@@ -265,12 +265,7 @@ async fn what_is_left_out_gets_its_default() {
 async fn many_deletes_of_one_row_are_one_flip() {
     for isolation in ["read committed", "repeatable read", "serializable"] {
         let app = App::documents().await;
-        app.db
-            .run(&format!(
-                "alter database {} set default_transaction_isolation = '{isolation}'",
-                app.db.text("select current_database()").await.unwrap()
-            ))
-            .await;
+        app.db.isolate(isolation).await;
         let id = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11";
         app.db.run(&format!("insert into documents values ('{id}', 'x')")).await;
         let path = format!("/documents/{id}");
