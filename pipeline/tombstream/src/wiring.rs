@@ -27,9 +27,9 @@ use crate::telemetry::Metrics;
 
 /// A store's connector, before its kind is forgotten.
 pub(crate) enum Connected {
-    S3(S3Sink),
-    ObjectStore(ObjectStoreSink),
-    Elasticsearch(ElasticsearchSink),
+    S3(Arc<S3Sink>),
+    ObjectStore(Arc<ObjectStoreSink>),
+    Elasticsearch(Arc<ElasticsearchSink>),
 }
 
 /// The text of a secret. That it is there was checked when the file was read.
@@ -53,9 +53,9 @@ pub(crate) fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pipeline
     let mut stores = Vec::new();
     for (store, id) in config.stores.iter().zip(0..) {
         let sink: Arc<dyn ErasedSink> = match connect_store(store)? {
-            Connected::S3(sink) => Arc::new(sink),
-            Connected::ObjectStore(sink) => Arc::new(sink),
-            Connected::Elasticsearch(sink) => Arc::new(sink),
+            Connected::S3(sink) => sink,
+            Connected::ObjectStore(sink) => sink,
+            Connected::Elasticsearch(sink) => sink,
         };
         let name = store.name.as_str().into();
         stores.push(Store { id: StoreId(id), name, sink, config: store_limits(config, store) });
@@ -161,12 +161,12 @@ fn store_limits(config: &Config, store: &StoreConfig) -> tombstream_dataflow::St
 /// Makes a store's connector. Sends nothing yet.
 pub(crate) fn connect_store(store: &StoreConfig) -> anyhow::Result<Connected> {
     let connected = match &store.kind {
-        StoreKind::S3(section) => s3_sink(store, section).map(Connected::S3),
+        StoreKind::S3(section) => s3_sink(store, section).map(|sink| Connected::S3(Arc::new(sink))),
         StoreKind::ObjectStore(section) => {
-            object_store_sink(store, section).map(Connected::ObjectStore)
+            object_store_sink(store, section).map(|sink| Connected::ObjectStore(Arc::new(sink)))
         }
         StoreKind::Elasticsearch(section) => {
-            elasticsearch_sink(store, section).map(Connected::Elasticsearch)
+            elasticsearch_sink(store, section).map(|sink| Connected::Elasticsearch(Arc::new(sink)))
         }
     };
     connected.with_context(|| format!("store.{}", store.name))

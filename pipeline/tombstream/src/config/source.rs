@@ -11,7 +11,7 @@ use super::secret::SecretRef;
 use super::value::{Leaf, Wrong, describe};
 
 /// The sources.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct SourceConfig {
     /// None: the sweep alone finds the flags.
     pub(crate) kafka: Option<KafkaSection>,
@@ -61,12 +61,6 @@ impl SourceConfig {
             return None;
         }
         Some(Self { kafka, sweep: sweep.unwrap_or_default() })
-    }
-}
-
-impl Default for SourceConfig {
-    fn default() -> Self {
-        Self { kafka: None, sweep: SweepSection::default() }
     }
 }
 

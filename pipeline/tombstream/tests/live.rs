@@ -1,0 +1,205 @@
+//! The binary against a real Postgres: migrate, check, run, stop. Its store is a folder, so that the
+//! database is all it needs; the other stores have live tests of their own.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection};
+
+/// How long anything here may take before the test fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A database and a folder of its own, both gone with the test.
+struct Place {
+    name: String,
+    folder: tempfile::TempDir,
+    admin: PgConnection,
+    db: PgConnection,
+    url: String,
+}
+
+impl Place {
+    async fn new() -> Self {
+        let server: PgConnectOptions = std::env::var("TOMBSTREAM_TEST_POSTGRES_URL")
+            .expect("set TOMBSTREAM_TEST_POSTGRES_URL; `cargo xtask services env` prints it")
+            .parse()
+            .unwrap();
+        let name = format!("binary_{:016x}", rand::random::<u64>());
+        let mut admin = server.connect().await.unwrap();
+        sqlx::query(AssertSqlSafe(format!("create database {name}")))
+            .execute(&mut admin)
+            .await
+            .unwrap();
+        let options = server.clone().database(&name);
+        let url = options.to_url_lossy().to_string();
+        let mut db = options.connect().await.unwrap();
+        sqlx::raw_sql("create table public.notes (id bigint primary key, gone timestamptz)")
+            .execute(&mut db)
+            .await
+            .unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("copies")).unwrap();
+        let config = format!(
+            r#"
+[database]
+url = {{ env = "NOTES_URL" }}
+[pipeline]
+listen = "127.0.0.1:0"
+[source.sweep]
+interval = "100ms"
+after = "0s"
+[store.copies]
+kind = "object_store"
+url = "file://{}/copies"
+[relation.notes]
+table = "public.notes"
+key = [{{ column = "id", type = "bigint" }}]
+flag = {{ column = "gone", type = "timestamptz" }}
+targets = [{{ store = "copies", key = "{{id}}/original" }}]
+"#,
+            folder.path().display()
+        );
+        std::fs::write(folder.path().join("tombstream.toml"), config).unwrap();
+        Self { name, folder, admin, db, url }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tombstream"));
+        command.current_dir(self.folder.path()).args(args).env("NOTES_URL", &self.url);
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn copy(&self, id: i64) -> std::path::PathBuf {
+        self.folder.path().join(format!("copies/{id}/original"))
+    }
+
+    async fn rows(&mut self) -> i64 {
+        sqlx::query_scalar("select count(*) from public.notes")
+            .fetch_one(&mut self.db)
+            .await
+            .unwrap()
+    }
+
+    async fn end(mut self) {
+        self.db.close().await.unwrap();
+        let drop = AssertSqlSafe(format!("drop database {} with (force)", self.name));
+        sqlx::query(drop).execute(&mut self.admin).await.unwrap();
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Reads the process's log until it says `what`.
+fn wait_for_log(process: &mut Child, what: &str) -> BufReader<std::process::ChildStderr> {
+    let mut log = BufReader::new(process.stderr.take().unwrap());
+    let mut line = String::new();
+    while log.read_line(&mut line).unwrap() > 0 {
+        if line.contains(what) {
+            return log;
+        }
+        line.clear();
+    }
+    panic!("the process ended without saying {what}");
+}
+
+fn terminate(process: &Child) {
+    let id = process.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+}
+
+async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !done().await {
+        assert!(begun.elapsed() < PATIENCE, "waited too long: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn check_live_names_what_is_missing_and_migrate_mends_it() {
+    let place = Place::new().await;
+    let before = place.run(&["check", "--live"]);
+    let said = text(&before.stdout);
+    assert_eq!(before.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("error   database: the ledger is not migrated: run `tombstream migrate`")
+    );
+    let unmigrated = place.run(&["run"]);
+    assert_eq!(unmigrated.status.code(), Some(1));
+    assert!(text(&unmigrated.stderr).contains("run `tombstream migrate`"));
+
+    let migrated = place.run(&["migrate"]);
+    assert_eq!(migrated.status.code(), Some(0), "{}", text(&migrated.stderr));
+    let after = place.run(&["check", "--live"]);
+    let said = text(&after.stdout);
+    assert_eq!(after.status.code(), Some(0), "{said}");
+    assert!(said.contains("ok      store copies: it answers"), "{said}");
+    assert!(!said.contains("error "), "{said}");
+
+    std::fs::remove_dir(place.folder.path().join("copies")).unwrap();
+    let gone = place.run(&["check", "--live"]);
+    assert_eq!(gone.status.code(), Some(1));
+    assert!(text(&gone.stdout).contains("error   store copies: "), "{}", text(&gone.stdout));
+    place.end().await;
+}
+
+#[tokio::test]
+async fn a_flagged_row_goes_after_its_copy_and_sigterm_ends_the_run() {
+    let mut place = Place::new().await;
+    assert!(place.run(&["migrate"]).status.success());
+    for id in [1_i64, 2] {
+        std::fs::create_dir(place.copy(id).parent().unwrap()).unwrap();
+        std::fs::write(place.copy(id), "bytes").unwrap();
+        let insert = "insert into public.notes values ($1, case when $1 = 1 then now() end)";
+        sqlx::query(insert).bind(id).execute(&mut place.db).await.unwrap();
+    }
+    let mut process = place.command(&["run"]).stderr(Stdio::piped()).spawn().unwrap();
+    let log = wait_for_log(&mut process, "running");
+    until("the flagged row goes", async || place.rows().await == 1).await;
+    let exists = |path: &Path| path.exists();
+    assert!(!exists(&place.copy(1)), "the copy went before the row");
+    assert!(exists(&place.copy(2)), "nothing alive was touched");
+
+    let status = place.run(&["status", "--json"]);
+    assert!(text(&status.stdout).contains(r#""state":"finalized","deletions":1"#));
+    terminate(&process);
+    let ended = process.wait().unwrap();
+    let rest: Vec<String> = log.lines().map_while(Result::ok).collect();
+    assert_eq!(ended.code(), Some(0), "{rest:?}");
+    assert!(
+        rest.iter().any(|line| line.contains("everything that was read is durable")),
+        "{rest:?}"
+    );
+    place.end().await;
+}
+
+#[tokio::test]
+async fn resume_ends_a_pause_and_knows_its_relations() {
+    let mut place = Place::new().await;
+    assert!(place.run(&["migrate"]).status.success());
+    sqlx::query(
+        "insert into tombstream.pause (relation, reason) values ('notes', 'too many absent')",
+    )
+    .execute(&mut place.db)
+    .await
+    .unwrap();
+    assert!(text(&place.run(&["status"]).stdout).contains("paused: notes since "));
+    assert_eq!(
+        text(&place.run(&["resume", "notes"]).stdout),
+        "notes goes on; its absent share is counted anew\n"
+    );
+    assert_eq!(text(&place.run(&["resume", "notes"]).stdout), "notes was not paused\n");
+    let unknown = place.run(&["resume", "nots"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(text(&unknown.stderr).contains("there is no relation \"nots\"; known are notes"));
+    place.end().await;
+}
