@@ -201,7 +201,8 @@ impl Keeper {
     /// Looks confirmed targets up.
     ///
     /// Invariant (S6): what a look finds, or can't tell, is not confirmed, whatever the store said
-    /// before; `tests::a_copy_that_is_found_afterwards_is_not_confirmed`.
+    /// before; `tests/flow/stores.rs`,
+    /// `a_copy_that_is_found_afterwards_is_not_confirmed`.
     async fn verify(&self, batch: &[Target], outcomes: &mut [Outcome]) -> Result<(), Failure> {
         let confirmed: Vec<usize> = (0..outcomes.len())
             .filter(|place| matches!(outcomes[*place].verdict, Verdict::Deleted | Verdict::Absent))
@@ -310,7 +311,8 @@ impl<'a> Work<'a> {
 
     /// Leaves out the targets whose fence is over. Their last outcome stands, if they were asked.
     ///
-    /// Invariant (S1): such a target is not sent; `tests::a_target_whose_fence_is_over_is_not_sent`.
+    /// Invariant (S1): such a target is not sent; `tests/flow/stores.rs`,
+    /// `a_target_whose_fence_is_over_is_not_sent`.
     fn leave_ended_fences(&mut self) {
         let (targets, outcomes) = (self.targets, &mut self.outcomes);
         self.open.retain(|place| {

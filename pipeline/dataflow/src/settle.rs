@@ -118,3 +118,112 @@ pub(crate) fn settle<'scope>(
         },
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use proptest::prelude::*;
+    use tombstream_model::{
+        Address, Claimed, ClaimedTarget, DeletionId, Fence, Key, Outcome, RelationId, StoreId,
+        Target, Verdict,
+    };
+
+    use super::Table;
+    use crate::sink::Said;
+
+    /// A deletion with a target in each of these stores; true for one that is confirmed already.
+    fn claimed(id: i64, targets: &[(u16, bool)]) -> Arc<Claimed> {
+        let fence = Fence { token: id, until: Instant::now() };
+        let target = |(store, confirmed): &(u16, bool)| ClaimedTarget {
+            target: Target {
+                deletion: DeletionId(id),
+                store: StoreId(*store),
+                address: Address::Object { bucket: "b".into(), key: id.to_string() },
+                fence,
+                lsn: None,
+            },
+            confirmed: confirmed.then(|| Outcome::new(Verdict::Absent, "before")),
+        };
+        Arc::new(Claimed {
+            id: DeletionId(id),
+            relation: RelationId(0),
+            key: Key::from_postgres([id.to_string()]),
+            flag: "true".to_owned(),
+            fence,
+            first_attempt: true,
+            targets: targets.iter().map(target).collect(),
+        })
+    }
+
+    fn said(claimed: &Arc<Claimed>, place: usize, said: String) -> Said {
+        let outcome = Outcome::new(Verdict::Deleted, said);
+        Said { claimed: Arc::clone(claimed), place, outcome }
+    }
+
+    proptest! {
+        #[test]
+        fn each_deletion_settles_once_with_the_outcomes_of_its_own_claim(
+            deletions in proptest::collection::vec(
+                proptest::collection::vec((0_u16..3, any::<bool>()), 0..4), 1..8),
+            seed in any::<u64>(),
+        ) {
+            let mut table = Table::new(3);
+            let mut settled = Vec::new();
+            let mut answers = Vec::new();
+            for (at, targets) in deletions.iter().enumerate() {
+                // The same deletion twice, as when two sweeps bring it: each claim has its own.
+                for claim in 0..2 {
+                    let claimed = claimed(at as i64, targets);
+                    for (place, (_, confirmed)) in targets.iter().enumerate() {
+                        if !confirmed {
+                            answers.push(said(&claimed, place, format!("{claim}/{place}")));
+                        }
+                    }
+                    settled.extend(table.open(claimed, (at, claim)));
+                }
+            }
+            // Any order.
+            let mut state = seed;
+            for at in (1..answers.len()).rev() {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                answers.swap(at, (state >> 33) as usize % (at + 1));
+            }
+            for said in answers {
+                settled.extend(table.answer(said));
+            }
+            prop_assert!(table.waiting.is_empty());
+            prop_assert_eq!(settled.len(), deletions.len() * 2);
+            for (settled, (at, claim)) in settled {
+                let targets = &deletions[at];
+                prop_assert_eq!(settled.claimed.id, DeletionId(at as i64));
+                prop_assert_eq!(settled.outcomes.len(), targets.len());
+                for (place, (_, confirmed)) in targets.iter().enumerate() {
+                    let expected =
+                        if *confirmed { "before".to_owned() } else { format!("{claim}/{place}") };
+                    prop_assert_eq!(&*settled.outcomes[place].said, expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_store_that_is_not_configured_holds_nothing_up() {
+        let mut table = Table::new(1);
+        let (settled, ()) = table.open(claimed(1, &[(7, false)]), ()).unwrap();
+        assert!(!settled.is_confirmed());
+        assert_eq!(settled.outcomes[0].verdict, Verdict::Unknown);
+    }
+
+    #[test]
+    fn an_answer_twice_counts_once() {
+        let mut table = Table::new(1);
+        let claimed = claimed(1, &[(0, false), (0, false)]);
+        assert!(table.open(Arc::clone(&claimed), ()).is_none());
+        assert!(table.answer(said(&claimed, 0, "a".to_owned())).is_none());
+        assert!(table.answer(said(&claimed, 0, "b".to_owned())).is_none());
+        assert!(table.answer(said(&claimed, 1, "c".to_owned())).is_some());
+        assert!(table.answer(said(&claimed, 1, "d".to_owned())).is_none());
+    }
+}

@@ -208,3 +208,377 @@ impl<H: Held, I> Pending<H, I> {
         self.items.front().and_then(|(_, since, _)| since.checked_add(self.linger))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
+    use std::time::{Duration, Instant};
+
+    use proptest::prelude::*;
+    use timely::WorkerConfig;
+    use timely::communication::WorkerGuards;
+    use timely::dataflow::channels::pact::Exchange;
+    use timely::dataflow::operators::{Inspect, Operator, Probe};
+    use tokio::runtime;
+    use tokio::sync::watch;
+    use tombstream_model::{Candidate, Cause, Found, Key, Records, RelationId};
+
+    use super::{Held, Lost, Pending, Stage};
+    use crate::bridge::{Call, Epoch, Feed, FeedSender, Flag, Frontier, Runtime, feed};
+    use crate::plan::StageConfig;
+    use crate::source::source;
+
+    impl Held for Epoch {
+        fn epoch(&self) -> Epoch {
+            *self
+        }
+    }
+
+    #[test]
+    fn a_lone_item_goes_at_once_and_others_linger_only_while_it_is_out() {
+        let start = Instant::now();
+        let linger = Duration::from_millis(5);
+        let mut pending = Pending::<Epoch, u32>::new(3, linger, 2);
+        let held = Rc::new(0);
+        pending.extend(&held, start, [1].into_iter());
+        assert_eq!(pending.next_batch(start, 0).unwrap().1, [1]);
+        pending.extend(&held, start, [2, 3].into_iter());
+        assert!(pending.next_batch(start, 1).is_none());
+        assert_eq!(pending.wakes_at(1), Some(start + linger));
+        assert_eq!(pending.next_batch(start + linger, 1).unwrap().1, [2, 3]);
+        pending.extend(&held, start, [4, 5, 6, 7].into_iter());
+        assert_eq!(pending.next_batch(start, 1).unwrap().1, [4, 5, 6], "a full one does not wait");
+        assert!(pending.next_batch(start + linger, 2).is_none(), "no more than may be out");
+        assert_eq!(pending.wakes_at(2), None, "an answer wakes it, and no alarm");
+        assert_eq!(pending.next_batch(start, 0).unwrap().1, [7], "an answer lets the rest go");
+        assert_eq!(pending.wakes_at(0), None);
+    }
+
+    proptest! {
+        #[test]
+        fn batches_hold_their_least_epoch_and_lose_nothing(
+            arrivals in proptest::collection::vec((0_u64..5, 1_usize..6), 1..30),
+            items_max in 1_usize..10,
+        ) {
+            let now = Instant::now();
+            let mut pending = Pending::new(items_max, Duration::ZERO, 1);
+            let mut given = Vec::new();
+            for (epoch, count) in arrivals {
+                let held = Rc::new(epoch);
+                pending.extend(&held, now, (0..count).map(|_| epoch));
+                given.extend(std::iter::repeat_n(epoch, count));
+            }
+            let mut taken = Vec::new();
+            while let Some((held, batch)) = pending.next_batch(now, 0) {
+                prop_assert!(batch.len() <= items_max);
+                prop_assert_eq!(Some(&*held), batch.iter().min());
+                taken.extend(batch);
+            }
+            prop_assert_eq!(taken, given);
+        }
+    }
+
+    /// Two workers with a source, an exchange that brings everything to worker 0, and one stage.
+    struct Two {
+        tokio: Option<runtime::Runtime>,
+        feeds: Vec<FeedSender>,
+        before: watch::Receiver<Epoch>,
+        behind: watch::Receiver<Epoch>,
+        arrived: Arc<AtomicUsize>,
+        steps: Arc<AtomicUsize>,
+        end: watch::Sender<bool>,
+        workers: Option<WorkerGuards<()>>,
+    }
+
+    impl Two {
+        fn new(
+            config: StageConfig,
+            lost: fn() -> Lost<Candidate, ()>,
+            call: Call<Candidate, ()>,
+        ) -> Self {
+            let tokio = runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .unwrap();
+            let (end, ended) = Flag::new();
+            let runtime = Runtime { handle: tokio.handle().clone(), ended: ended.clone() };
+            let (feeds, receivers): (Vec<_>, Vec<_>) = (0..2).map(|_| feed(ended.clone())).unzip();
+            let receivers: Vec<_> = receivers.into_iter().map(|it| Mutex::new(Some(it))).collect();
+            let (before_to, before) = Frontier::new();
+            let (behind_to, behind) = Frontier::new();
+            let arrived = Arc::new(AtomicUsize::new(0));
+            let steps = Arc::new(AtomicUsize::new(0));
+            let (counted, stepped) = (Arc::clone(&arrived), Arc::clone(&steps));
+            let config = move |worker: &mut timely::worker::Worker| {
+                let feed = receivers[worker.index()].lock().unwrap().take().unwrap();
+                let arrived = Arc::clone(&counted);
+                let stage = Stage {
+                    name: "stage".to_owned(),
+                    config: config.clone(),
+                    call: Arc::clone(&call),
+                    lost: lost(),
+                    runtime: runtime.clone(),
+                };
+                let (before, behind) = worker.dataflow::<Epoch, _, _>(|scope| {
+                    let read = source(scope, feed);
+                    let to_one = Exchange::new(|_: &Candidate| 0);
+                    let all = read.candidates.unary::<timely::container::CapacityContainerBuilder<
+                        Vec<Candidate>,
+                    >, _, _, _>(
+                        to_one,
+                        "to one",
+                        |_, _| {
+                            |input, output| {
+                                input.for_each(|capability, data| {
+                                    output.session(&capability).give_container(data);
+                                });
+                            }
+                        },
+                    );
+                    let (before, all) = all
+                        .inspect(move |_| {
+                            arrived.fetch_add(1, Ordering::SeqCst);
+                        })
+                        .probe();
+                    (before, stage.over(all).probe().0)
+                });
+                while !ended.is_up() && worker.step_or_park(None) {
+                    stepped.fetch_add(1, Ordering::SeqCst);
+                    before_to.publish(&before);
+                    behind_to.publish(&behind);
+                }
+                before_to.publish(&before);
+                behind_to.publish(&behind);
+                for dataflow in worker.installed_dataflows() {
+                    worker.drop_dataflow(dataflow);
+                }
+            };
+            let timely = timely::Config {
+                communication: timely::CommunicationConfig::Process(2),
+                worker: WorkerConfig::default(),
+            };
+            let workers = Some(timely::execute(timely, config).unwrap());
+            let tokio = Some(tokio);
+            Self { tokio, feeds, before, behind, arrived, steps, end, workers }
+        }
+
+        fn send(&self, worker: usize, feed: Feed) {
+            let tokio = self.tokio.as_ref().unwrap();
+            tokio.block_on(self.feeds[worker].send(feed)).unwrap();
+        }
+
+        /// Feeds an item to a worker, and waits until it has arrived at the stage.
+        fn give(&self, worker: usize, number: usize) {
+            let before = self.arrived.load(Ordering::SeqCst);
+            let records = Records::Candidates(vec![item(number)]);
+            self.send(worker, Feed::Records { source: 0, records });
+            until("it has arrived", || self.arrived.load(Ordering::SeqCst) > before);
+        }
+
+        /// Everyone goes on to `epoch`; returns when all that was before has been seen.
+        fn advance(&self, epoch: Epoch) {
+            (0..2).for_each(|worker| self.send(worker, Feed::Advance(epoch)));
+            until("the frontier before the stage is there", || *self.before.borrow() >= epoch);
+        }
+
+        /// Ends the sources, and waits until nothing is left.
+        fn finish(mut self) {
+            self.feeds.clear();
+            until("nothing is left", || *self.behind.borrow() == Epoch::MAX);
+        }
+    }
+
+    impl Drop for Two {
+        fn drop(&mut self) {
+            self.end.send_replace(true);
+            let wakers: Vec<_> = self.feeds.iter().map(FeedSender::waker).collect();
+            self.feeds.clear();
+            wakers.iter().for_each(crate::bridge::Waker::wake);
+            if let Some(workers) = self.workers.take() {
+                drop(workers.join());
+            }
+            if let Some(tokio) = self.tokio.take() {
+                tokio.shutdown_background();
+            }
+        }
+    }
+
+    fn item(number: usize) -> Candidate {
+        Candidate {
+            relation: RelationId(0),
+            key: Key::from_postgres([number.to_string()]),
+            position: None,
+            cause: Cause::Sweep,
+            found: Found::Flagged,
+        }
+    }
+
+    fn until(what: &str, mut condition: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !condition() {
+            assert!(start.elapsed() < Duration::from_secs(20), "waited in vain until {what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn config() -> StageConfig {
+        StageConfig {
+            items_max: 10,
+            linger: Duration::from_secs(600),
+            in_flight_max: 1,
+            retry_wait_min: Duration::from_millis(1),
+            ..StageConfig::ledger()
+        }
+    }
+
+    /// A call that answers so many batches as it is allowed, and notes them all.
+    #[derive(Clone)]
+    struct Gate {
+        batches: Arc<Mutex<Vec<Vec<String>>>>,
+        allowed: watch::Sender<usize>,
+    }
+
+    impl Gate {
+        fn new() -> Self {
+            Self { batches: Arc::default(), allowed: watch::channel(0).0 }
+        }
+
+        fn call(&self) -> Call<Candidate, ()> {
+            let gate = self.clone();
+            Arc::new(move |batch: Arc<[Candidate]>| {
+                let gate = gate.clone();
+                Box::pin(async move {
+                    let turn = {
+                        let mut batches = gate.batches.lock().unwrap();
+                        batches.push(batch.iter().map(|it| it.key.to_string()).collect());
+                        batches.len()
+                    };
+                    let mut allowed = gate.allowed.subscribe();
+                    assert!(allowed.wait_for(|allowed| *allowed >= turn).await.is_ok());
+                    Vec::new()
+                })
+            })
+        }
+
+        fn batches(&self) -> Vec<Vec<String>> {
+            self.batches.lock().unwrap().clone()
+        }
+    }
+
+    #[test]
+    fn a_batch_holds_its_least_epoch_not_its_first() {
+        let gate = Gate::new();
+        let two = Two::new(config(), || Lost::Resend, gate.call());
+        // The first is out, so that the next ones wait for one batch.
+        two.give(0, 0);
+        until("the first is out", || gate.batches().len() == 1);
+        // Worker 0 is an epoch ahead; what it read arrives first.
+        two.send(0, Feed::Advance(1));
+        two.give(0, 1);
+        two.give(1, 2);
+        two.advance(2);
+        gate.allowed.send_replace(1);
+        until("the second batch is out", || gate.batches().len() == 2);
+        assert_eq!(gate.batches()[1], ["1", "2"], "the younger epoch arrived first");
+        // Whatever was released by then has been seen when this is.
+        two.advance(3);
+        assert_eq!(*two.behind.borrow(), 0, "the second item is of epoch 0 and not answered");
+        gate.allowed.send_replace(2);
+        until("both epochs are over", || *two.behind.borrow() == 3);
+        two.finish();
+    }
+
+    #[test]
+    fn an_epoch_stays_open_until_its_answer_is_in() {
+        let gate = Gate::new();
+        let two = Two::new(config(), || Lost::Resend, gate.call());
+        two.give(1, 0);
+        two.advance(1);
+        until("it is out", || gate.batches().len() == 1);
+        two.advance(2);
+        assert_eq!(*two.behind.borrow(), 0);
+        gate.allowed.send_replace(1);
+        until("it is over", || *two.behind.borrow() == 2);
+        two.finish();
+    }
+
+    #[test]
+    fn a_stage_that_may_send_no_more_does_not_spin() {
+        let gate = Gate::new();
+        let config = StageConfig { linger: Duration::from_millis(1), ..config() };
+        let two = Two::new(config, || Lost::Resend, gate.call());
+        for number in 0..50 {
+            two.give(number % 2, number);
+        }
+        two.advance(1);
+        until("one is out", || gate.batches().len() == 1);
+        let before = two.steps.load(Ordering::SeqCst);
+        // The bound of the wait is what is measured.
+        std::thread::sleep(Duration::from_millis(300));
+        let steps = two.steps.load(Ordering::SeqCst) - before;
+        assert!(steps < 30, "{steps} steps while nothing can be done");
+        gate.allowed.send_replace(usize::MAX);
+        two.finish();
+    }
+
+    #[test]
+    fn a_panicking_task_leaves_no_epoch_open() {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&calls);
+        let call: Call<Candidate, ()> = Arc::new(move |_| {
+            let calls = Arc::clone(&counted);
+            Box::pin(async move {
+                calls.fetch_add(1, Ordering::SeqCst);
+                panic!("as it was told to")
+            })
+        });
+        let two = Two::new(config(), || Lost::Answer(|_| vec![()]), call);
+        (0..20).for_each(|number| two.give(number % 2, number));
+        two.advance(1);
+        until("the epoch is over", || *two.behind.borrow() == 1);
+        assert!(calls.load(Ordering::SeqCst) > 0);
+        two.finish();
+    }
+
+    #[test]
+    fn a_call_that_panics_before_it_has_a_future_leaves_no_epoch_open() {
+        let call: Call<Candidate, ()> = Arc::new(|_| panic!("as it was told to"));
+        let two = Two::new(config(), || Lost::Answer(|_| vec![()]), call);
+        two.give(0, 0);
+        two.finish();
+    }
+
+    #[test]
+    fn a_request_without_an_answer_is_sent_again_with_its_epoch_open() {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&calls);
+        let call: Call<Candidate, ()> = Arc::new(move |batch: Arc<[Candidate]>| {
+            let calls = Arc::clone(&counted);
+            Box::pin(async move {
+                assert_eq!(batch.len(), 1, "the same batch");
+                assert!(calls.fetch_add(1, Ordering::SeqCst) >= 3, "as it was told to");
+                Vec::new()
+            })
+        });
+        let two = Two::new(config(), || Lost::Resend, call);
+        two.give(0, 0);
+        two.advance(1);
+        until("the epoch is over", || *two.behind.borrow() == 1);
+        assert_eq!(calls.load(Ordering::SeqCst), 4);
+        two.finish();
+    }
+
+    #[test]
+    fn a_runtime_that_is_gone_leaves_no_epoch_open() {
+        let mut two = Two::new(config(), || Lost::Answer(|_| vec![()]), Gate::new().call());
+        two.give(0, 0);
+        two.give(1, 1);
+        two.advance(1);
+        two.tokio.take().unwrap().shutdown_background();
+        until("the epoch is over", || *two.behind.borrow() == 1);
+        two.finish();
+    }
+}

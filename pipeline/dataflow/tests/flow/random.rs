@@ -103,7 +103,7 @@ async fn run(steps: Vec<Step>, permits: usize, epoch_items_max: usize) {
             Step::Ledger(true) => rig.ledger.come_back(),
             Step::Ledger(false) => rig.ledger.go_away(),
             Step::Restart(drain) => {
-                running.stop(Duration::from_millis(drain)).await.unwrap();
+                running.stop(Duration::from_millis(drain)).await.expect("it did not break");
                 running = rig.start();
             }
         }
@@ -117,7 +117,8 @@ async fn run(steps: Vec<Step>, permits: usize, epoch_items_max: usize) {
         sink.set_delay(Duration::ZERO);
     }
     rig.committed().await;
-    assert!(running.stop(Duration::from_secs(20)).await.unwrap().drained);
+    let stopped = running.stop(Duration::from_secs(20)).await.expect("it did not break");
+    assert!(stopped.drained);
 
     // Every key that was read and flagged is finalized or owed; those of a process that was cut are
     // claimed, with a lease that a sweep takes over: here, none of them is forgotten.

@@ -3,4 +3,6 @@
 //! A check panics with what is wrong. It makes everything it touches under names of its own, so
 //! that checks can run side by side.
 
+pub mod ledger;
 pub mod sink;
+pub mod source;

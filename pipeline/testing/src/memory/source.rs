@@ -9,6 +9,10 @@ use tombstream_model::{
     Candidate, DeletionId, Event, Mark, Origin, Polled, Records, Source, SourceError,
 };
 
+/// Offsets from one poll to the next, so that each poll has room for its events, and an empty one has
+/// a mark of its own.
+const STRIDE: i64 = 1_000_000;
+
 /// A source over a script. It reads again from what is committed when it is opened again.
 #[derive(Debug)]
 pub struct MemorySource {
@@ -62,7 +66,7 @@ impl SourceControl {
         MemorySource { control: self.clone(), read }
     }
 
-    /// Adds a poll that brings `records`. Its mark is the number of polls so far.
+    /// Adds a poll that brings `records`. Its mark is after all of them.
     pub fn push(&self, records: Records) {
         self.state().script.push(records);
         self.inner.news.notify_waiters();
@@ -81,12 +85,12 @@ impl SourceControl {
     /// Adds a poll that brings events with these values.
     pub fn values<B: Into<Bytes>>(&self, values: impl IntoIterator<Item = B>) {
         let topic = self.topic();
-        let first = self.state().script.iter().map(Records::len).sum::<usize>();
+        let first = offset(self.polls());
         let events = values.into_iter().enumerate().map(|(at, value)| Event {
             origin: Origin {
                 topic: Arc::clone(&topic),
                 partition: 0,
-                offset: i64::try_from(first + at).expect("a script is short"),
+                offset: first + i64::try_from(at).expect("a poll is short"),
             },
             key: None,
             value: Some(value.into()),
@@ -133,6 +137,11 @@ impl SourceControl {
     }
 }
 
+/// The offset at which so many polls end.
+fn offset(polls: usize) -> i64 {
+    i64::try_from(polls).expect("a script is short") * STRIDE
+}
+
 impl Source for MemorySource {
     async fn next(&mut self) -> Result<Polled, SourceError> {
         loop {
@@ -152,7 +161,7 @@ impl Source for MemorySource {
                             topic: state.topic.clone().unwrap_or_else(|| "memory".into()),
                             partition: 0,
                             assignment: 0,
-                            next: i64::try_from(self.read + 1).expect("a script is short"),
+                            next: offset(self.read + 1),
                         }],
                     };
                     self.read += 1;
@@ -178,8 +187,8 @@ impl Source for MemorySource {
             return Err(error);
         }
         for mark in &marks {
-            let next = usize::try_from(mark.next).expect("marks are of this source");
-            state.committed = state.committed.max(next);
+            let polls = usize::try_from(mark.next / STRIDE).expect("marks are of this source");
+            state.committed = state.committed.max(polls);
         }
         state.commits.push(marks);
         Ok(())
