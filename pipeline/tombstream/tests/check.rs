@@ -3,6 +3,8 @@
 //! The messages are asserted whole: line, key, what is wrong and what to write instead are what the
 //! command is for.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, and so may what it is made of")]
+
 use std::process::{Command, Output};
 
 /// A configuration without a mistake. Each test breaks it.

@@ -1,6 +1,8 @@
 //! The binary against a real Postgres: migrate, check, run, stop. Its store is a folder, so that the
 //! database is all it needs; the other stores have live tests of their own.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, and so may what it is made of")]
+
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
