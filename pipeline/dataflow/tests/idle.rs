@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tombstream_dataflow::{Config, ErasedSource, Pipeline, Store, StoreConfig};
+use tombstream_dataflow::{Config, ErasedSink, ErasedSource, Pipeline, Store, StoreConfig};
 use tombstream_model::{Candidate, Cause, Found, Key, RelationId, State, StoreId};
 use tombstream_testing::memory::{MemoryLedger, MemorySink, Mood, Row, SourceControl};
 
 /// Ticks of 10 ms that this process has used.
 fn ticks() -> u64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let after = stat.rsplit(')').next().unwrap();
-    let fields: Vec<&str> = after.split_whitespace().collect();
-    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("linux");
+    let after = stat.rsplit(')').next().unwrap_or_default();
+    let fields = after.split_whitespace().skip(11).take(2);
+    fields.map(|field| field.parse::<u64>().expect("user and system time")).sum()
 }
 
 /// The ticks that a second of nothing takes.
@@ -37,7 +37,7 @@ async fn an_idle_pipeline_parks() {
     let store = Store {
         id: StoreId(0),
         name: "s".into(),
-        sink: sink.clone(),
+        sink: Arc::clone(&sink) as Arc<dyn ErasedSink>,
         config: StoreConfig::default(),
     };
     let pipeline = Pipeline {
