@@ -47,7 +47,7 @@ pub(crate) async fn connect(database: &DatabaseConfig, who: &str) -> anyhow::Res
 }
 
 /// Everything that `tombstream run` runs.
-pub(crate) fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pipeline<PgLedger>> {
+pub(crate) async fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pipeline<PgLedger>> {
     let relations = Arc::clone(&config.relations);
     let ledger = PgLedger::new(pool.clone(), Arc::clone(&relations), ledger_config(config));
     let mut stores = Vec::new();
@@ -83,7 +83,9 @@ pub(crate) fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pipeline
             .context("source.kafka")?;
         sources.push(Box::new(source));
     }
-    Ok(Pipeline { config: limits(config), relations, ledger: Arc::new(ledger), stores, sources })
+    let generation = ledger.generation().await.context("the ledger's generation")?;
+    let limits = tombstream_dataflow::Config { generation, ..limits(config) };
+    Ok(Pipeline { config: limits, relations, ledger: Arc::new(ledger), stores, sources })
 }
 
 /// The topics of all relations.

@@ -68,7 +68,7 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
             Severity::Error => bail!("{}", finding.text),
         }
     }
-    let pipeline = wiring::pipeline(config, pool)?;
+    let pipeline = wiring::pipeline(config, pool).await?;
     Ok(pipeline.start(tokio::runtime::Handle::current())?)
 }
 
