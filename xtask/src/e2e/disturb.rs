@@ -37,7 +37,6 @@ pub(super) async fn all(
         let rows = table.count().await?;
         let gone = progress.documents.saturating_sub(rows);
         if progress.rows_at_the_end().is_some_and(|end| rows <= end) {
-            freeze.end();
             return Ok(Ended { killed, all_gone: true });
         }
         if killed < options.kill && gone >= threshold(options, progress, killed) {
@@ -100,10 +99,10 @@ async fn tell(
     Ok(())
 }
 
-/// Elasticsearch frozen for a while; it thaws however the run ends.
+/// Elasticsearch frozen for a while.
 enum Freeze {
     Planned { process: Process, lasts: Duration },
-    On { process: Process, until: Instant },
+    On { frozen: Frozen, until: Instant },
     Over,
 }
 
@@ -125,28 +124,33 @@ impl Freeze {
     }
 
     fn look(&mut self, is_time: bool) {
-        match *self {
+        match self {
             Self::Planned { process, lasts } if is_time => {
-                process.signal(Signal::STOP);
                 say(format_args!("froze elasticsearch for {lasts:?}"));
-                *self = Self::On { process, until: Instant::now() + lasts };
+                let until = Instant::now() + *lasts;
+                *self = Self::On { frozen: Frozen::new(*process), until };
             }
-            Self::On { until, .. } if Instant::now() >= until => self.end(),
+            Self::On { frozen, until } if Instant::now() >= *until => {
+                say(format_args!("elasticsearch (pid {}) goes on", frozen.0.id));
+                *self = Self::Over;
+            }
             Self::Planned { .. } | Self::On { .. } | Self::Over => {}
         }
     }
+}
 
-    fn end(&mut self) {
-        if let Self::On { process, .. } = *self {
-            process.signal(Signal::CONT);
-            say(format_args!("elasticsearch goes on"));
-        }
-        *self = Self::Over;
+/// A frozen process: it thaws when this is dropped, however the run ends.
+struct Frozen(Process);
+
+impl Frozen {
+    fn new(process: Process) -> Self {
+        process.signal(Signal::STOP);
+        Self(process)
     }
 }
 
-impl Drop for Freeze {
+impl Drop for Frozen {
     fn drop(&mut self) {
-        self.end();
+        self.0.signal(Signal::CONT);
     }
 }
