@@ -9,6 +9,8 @@ use tombstream_model::{Event, Mark, Polled, Records};
 #[derive(Debug)]
 pub(super) struct Buffer {
     queue: VecDeque<Read>,
+    /// How many of the oldest may be taken.
+    ready: usize,
     bytes: usize,
     items_max: usize,
     bytes_max: usize,
@@ -29,13 +31,20 @@ impl Read {
 
 impl Buffer {
     pub(super) fn new(items_max: usize, bytes_max: usize) -> Self {
-        Self { queue: VecDeque::new(), bytes: 0, items_max, bytes_max }
+        Self { queue: VecDeque::new(), ready: 0, bytes: 0, items_max, bytes_max }
     }
 
+    /// Puts an event in. It can be taken once it is published: otherwise a caller that is faster
+    /// than the reader would get events one by one.
     pub(super) fn push(&mut self, event: Event, assignment: u64) {
         let read = Read { event, assignment };
         self.bytes += read.bytes();
         self.queue.push_back(read);
+    }
+
+    /// Lets everything be taken that was pushed.
+    pub(super) fn publish(&mut self) {
+        self.ready = self.queue.len();
     }
 
     /// Whether reading has to wait.
@@ -50,13 +59,21 @@ impl Buffer {
 
     /// Forgets events, for whose partition no mark will ever pass them.
     pub(super) fn retain(&mut self, mut keep: impl FnMut(&Event, u64) -> bool) {
-        self.queue.retain(|read| keep(&read.event, read.assignment));
+        let (mut index, mut ready) = (0, 0);
+        self.queue.retain(|read| {
+            let kept = keep(&read.event, read.assignment);
+            ready += usize::from(kept && index < self.ready);
+            index += 1;
+            kept
+        });
+        self.ready = ready;
         self.bytes = self.queue.iter().map(Read::bytes).sum();
     }
 
     /// The oldest events, at most `items_max`, with one mark for each partition.
     pub(super) fn take(&mut self, items_max: usize) -> Option<Polled> {
-        let mut events = Vec::with_capacity(items_max.min(self.queue.len()));
+        let items_max = items_max.min(self.ready);
+        let mut events = Vec::with_capacity(items_max);
         let mut marks = Vec::<Mark>::new();
         let mut last = 0;
         while events.len() < items_max
@@ -92,6 +109,7 @@ impl Buffer {
             self.bytes -= read.bytes();
             events.push(read.event);
         }
+        self.ready -= events.len();
         (!events.is_empty()).then(|| Polled { records: Records::Events(events), marks })
     }
 }
@@ -108,6 +126,12 @@ mod tests {
         Event { origin, key: None, value: Some(Bytes::from_static(b"0123456789")) }
     }
 
+    /// Everything in it, published.
+    fn take(buffer: &mut Buffer, items_max: usize) -> Option<Polled> {
+        buffer.publish();
+        buffer.take(items_max)
+    }
+
     fn marks(polled: &Polled) -> Vec<(&str, i32, u64, i64)> {
         let tuple = |mark: &Mark| (mark.partition, mark.assignment, mark.next);
         let marks = polled.marks.iter();
@@ -122,19 +146,19 @@ mod tests {
             buffer.push(event("t", 1, offset + 7), 2);
             buffer.push(event("u", 0, offset + 4), 3);
         }
-        let polled = buffer.take(100).unwrap();
+        let polled = take(&mut buffer, 100).unwrap();
         assert_eq!(polled.records.len(), 6);
         assert_eq!(marks(&polled), [("t", 0, 1, 2), ("t", 1, 2, 9), ("u", 0, 3, 6)]);
-        assert!(buffer.take(100).is_none());
+        assert!(take(&mut buffer, 100).is_none());
     }
 
     #[test]
     fn a_poll_takes_no_more_than_it_was_asked_for_and_its_mark_covers_no_more() {
         let mut buffer = Buffer::new(10, 10_000);
         (0..5).for_each(|offset| buffer.push(event("t", 0, offset), 1));
-        let polled = buffer.take(3).unwrap();
+        let polled = take(&mut buffer, 3).unwrap();
         assert_eq!((polled.records.len(), marks(&polled)), (3, vec![("t", 0, 1, 3)]));
-        let polled = buffer.take(3).unwrap();
+        let polled = take(&mut buffer, 3).unwrap();
         assert_eq!((polled.records.len(), marks(&polled)), (2, vec![("t", 0, 1, 5)]));
     }
 
@@ -143,8 +167,8 @@ mod tests {
         let mut buffer = Buffer::new(10, 10_000);
         buffer.push(event("t", 0, 5), 1);
         buffer.push(event("t", 0, 3), 2);
-        assert_eq!(marks(&buffer.take(10).unwrap()), [("t", 0, 1, 6)]);
-        assert_eq!(marks(&buffer.take(10).unwrap()), [("t", 0, 2, 4)]);
+        assert_eq!(marks(&take(&mut buffer, 10).unwrap()), [("t", 0, 1, 6)]);
+        assert_eq!(marks(&take(&mut buffer, 10).unwrap()), [("t", 0, 2, 4)]);
     }
 
     #[test]
@@ -154,12 +178,12 @@ mod tests {
         assert!(!buffer.is_full() && buffer.is_half_empty());
         buffer.push(event("t", 0, 1), 1);
         assert!(buffer.is_full() && !buffer.is_half_empty());
-        assert_eq!(buffer.take(1).unwrap().records.len(), 1);
+        assert_eq!(take(&mut buffer, 1).unwrap().records.len(), 1);
         assert!(!buffer.is_full() && buffer.is_half_empty());
         let mut buffer = Buffer::new(100, 20);
         buffer.push(event("t", 0, 0), 1);
         assert!(buffer.is_full());
-        assert_eq!(buffer.take(1).unwrap().records.len(), 1);
+        assert_eq!(take(&mut buffer, 1).unwrap().records.len(), 1);
         assert!(!buffer.is_full() && buffer.is_half_empty());
     }
 
@@ -170,7 +194,26 @@ mod tests {
         buffer.push(event("u", 0, 0), 2);
         buffer.retain(|event, _| &*event.origin.topic != "t");
         assert!(!buffer.is_full());
-        assert_eq!(marks(&buffer.take(10).unwrap()), [("u", 0, 2, 1)]);
+        assert_eq!(marks(&take(&mut buffer, 10).unwrap()), [("u", 0, 2, 1)]);
+        assert!(take(&mut buffer, 10).is_none());
+    }
+
+    #[test]
+    fn what_is_not_published_can_not_be_taken() {
+        let mut buffer = Buffer::new(10, 10_000);
+        buffer.push(event("t", 0, 0), 1);
         assert!(buffer.take(10).is_none());
+        buffer.publish();
+        buffer.push(event("t", 0, 1), 1);
+        buffer.push(event("u", 0, 0), 2);
+        buffer.retain(|event, _| &*event.origin.topic != "u");
+        assert_eq!(marks(&buffer.take(10).unwrap()), [("t", 0, 1, 1)]);
+        assert!(buffer.take(10).is_none());
+        buffer.publish();
+        buffer.push(event("u", 0, 1), 2);
+        buffer.retain(|event, _| &*event.origin.topic != "t");
+        assert!(buffer.take(10).is_none());
+        buffer.publish();
+        assert_eq!(marks(&buffer.take(10).unwrap()), [("u", 0, 2, 2)]);
     }
 }

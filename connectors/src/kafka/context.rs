@@ -194,7 +194,7 @@ impl Context {
 
     fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &mut TopicPartitionList) {
         let starts = self.starts(consumer, partitions).unwrap_or_default();
-        let mut paused = TopicPartitionList::new();
+        let (mut paused, mut resumed) = (TopicPartitionList::new(), TopicPartitionList::new());
         {
             let mut state = self.shared.lock();
             for (topic, partition, start) in &starts {
@@ -209,6 +209,8 @@ impl Context {
                 info!(topic, partition, assignment, start = ?start, "partition assigned");
                 if state.resting || state.paused.contains(topic) {
                     paused.add_partition(topic, *partition);
+                } else {
+                    resumed.add_partition(topic, *partition);
                 }
             }
         }
@@ -223,10 +225,11 @@ impl Context {
             // librdkafka would wait for ever; only a new client helps.
             self.shared.is_fatal(format!("partitions can't be assigned: {error}"));
         }
-        if paused.count() > 0
-            && let Err(error) = consumer.pause(&paused)
-        {
-            warn!(%error, "newly assigned partitions can't be paused");
+        // Resumed, since librdkafka keeps a partition paused that was paused when it was given up.
+        for result in [consumer.pause(&paused), consumer.resume(&resumed)] {
+            if let Err(error) = result {
+                warn!(%error, "newly assigned partitions can't be paused or resumed");
+            }
         }
     }
 

@@ -29,6 +29,8 @@ const POLL: Duration = Duration::from_millis(100);
 const REST_AFTER: Duration = Duration::from_secs(2);
 /// Most messages that are read before `next` is told of them, if they come without a pause.
 const BURST: usize = 1_000;
+/// How often the pipeline is told that Kafka is unavailable, while it is.
+const TELL_AGAIN: Duration = Duration::from_secs(5);
 /// How long one question about offsets may take.
 const LOOKUP_WAIT: Duration = Duration::from_secs(5);
 
@@ -36,6 +38,8 @@ pub(super) struct Reader {
     consumer: Arc<BaseConsumer<Context>>,
     shared: Arc<Shared>,
     full_since: Option<Instant>,
+    /// When the pipeline was told that Kafka is unavailable.
+    told: Option<Instant>,
     /// Offsets have to be checked: librdkafka found one that is not in the log.
     lost: bool,
 }
@@ -60,7 +64,7 @@ pub(super) fn run(consumer: Arc<BaseConsumer<Context>>, shared: Arc<Shared>, don
     let end = End { shared: Arc::clone(&shared), done };
     let weak = Arc::downgrade(&consumer);
     let mut reader =
-        Reader { consumer, shared: Arc::clone(&shared), full_since: None, lost: false };
+        Reader { consumer, shared: Arc::clone(&shared), full_since: None, told: None, lost: false };
     std::thread::scope(|scope| {
         let committing = std::thread::Builder::new()
             .name("kafka-commit".into())
@@ -122,6 +126,7 @@ impl Reader {
             wait = Duration::ZERO;
         }
         if read > 0 {
+            self.shared.lock().buffer.publish();
             self.shared.readable.notify_one();
         }
     }
@@ -191,7 +196,16 @@ impl Reader {
                 ),
             ) => {
                 count_error("unavailable");
+                // librdkafka repeats it ten times a second.
+                if self.told.is_some_and(|told| told.elapsed() < TELL_AGAIN) {
+                    return;
+                }
+                self.told = Some(Instant::now());
                 self.shared.is_unavailable(KafkaFault { reason, source: error });
+            }
+            (_, Some(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::Resolve)) => {
+                // One connection; librdkafka logged it, and says so when it was the last.
+                count_error("connection");
             }
             _ => {
                 count_error("other");

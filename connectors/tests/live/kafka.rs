@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::FutureExt;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
@@ -223,6 +224,18 @@ async fn commits_only_go_forward() {
     source.commit(at(3)).await.unwrap();
     drop(source);
     assert_eq!(topic.committed().await, BTreeMap::from([(0, Some(8))]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_handed_in_is_committed_on_the_way_out() {
+    let topic = Topic::new(1).await;
+    topic.send(0, numbers(0..10)).await;
+    let mut source = topic.source();
+    let (_, marks) = read(&mut source, 10).await;
+    // Nobody waits for the answer.
+    assert!(source.commit(marks).now_or_never().is_none());
+    drop(source);
+    assert_eq!(topic.committed().await, BTreeMap::from([(0, Some(10))]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -472,8 +485,15 @@ async fn a_rebalance_is_answered_while_nobody_asks_for_events() {
     assert_eq!(marks.len(), 1);
     seen.extend(all.iter().map(|event| (event.origin.partition, event.origin.offset)));
     while seen.len() < 4_000 {
-        note(&mut seen, &next(&mut first).await);
+        let polled = next(&mut first).await;
+        // What it had of the partition that went is forgotten.
+        assert!(polled.marks.iter().all(|mark| mark.partition != marks[0].partition));
+        note(&mut seen, &polled);
     }
+    // It was paused when it went; it is not when it comes back.
+    drop(second);
+    let (_, back) = read(&mut first, 2_000).await;
+    assert_eq!((back.len(), back[0].partition), (1, marks[0].partition));
 }
 
 #[tokio::test(flavor = "multi_thread")]
