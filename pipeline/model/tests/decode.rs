@@ -429,6 +429,15 @@ fn heartbeats_and_transactions_are_known_on_any_topic_and_with_a_schema() {
 }
 
 #[test]
+fn a_row_that_resembles_a_heartbeat_or_a_transaction_is_a_row() {
+    for column in [r#""status":"END""#, r#""ts_ms":1"#] {
+        let value = format!(r#"{{"id":"{ID}",{column},"deleted_at":1770120000000}}"#);
+        let found = change(&documents(), None, &value);
+        assert_eq!(found.after, FlagState::Set(FlagValue::Micros(NOON)), "{column}");
+    }
+}
+
+#[test]
 fn what_is_wrong_is_said_with_its_place() {
     let good = envelope("u", "null", &row("null"));
     for (value, said) in [
