@@ -103,6 +103,6 @@ impl Programs {
             .lines()
             .filter(|line| !line.starts_with('#') && line.contains("lag"))
             .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
-        Some(lags.sum())
+        Some(lags.fold(0.0, |sum, lag| sum + lag)) // An empty sum() would be -0.
     }
 }
