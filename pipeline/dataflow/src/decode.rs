@@ -40,6 +40,7 @@ impl Decode {
     ) {
         let mut topic: Option<Arc<str>> = None;
         let mut decodable = Vec::with_capacity(chunk.events.len());
+        let mut skipped = SkippedCounts::default();
         for event in chunk.events {
             if topic.as_ref() != Some(&event.origin.topic) {
                 self.note(chunk.source, topic.take(), &mut decodable);
@@ -48,7 +49,7 @@ impl Decode {
             match self.decoder.decode(&event, self.generation) {
                 Ok(decoded) => {
                     decodable.push(true);
-                    candidates.extend(self.candidate(decoded));
+                    candidates.extend(self.candidate(decoded, &mut skipped));
                 }
                 Err(error) => {
                     decodable.push(false);
@@ -60,9 +61,10 @@ impl Decode {
             }
         }
         self.note(chunk.source, topic, &mut decodable);
+        skipped.count();
     }
 
-    fn candidate(&self, decoded: Decoded) -> Option<Candidate> {
+    fn candidate(&self, decoded: Decoded, counts: &mut SkippedCounts) -> Option<Candidate> {
         match decoded {
             Decoded::Change(change) => change.into_candidate(),
             Decoded::Truncate { relation, position } => {
@@ -74,14 +76,7 @@ impl Decode {
                 None
             }
             Decoded::Skipped(skipped) => {
-                let kind = match skipped {
-                    Skipped::Tombstone => "tombstone",
-                    Skipped::Heartbeat => "heartbeat",
-                    Skipped::Transaction => "transaction",
-                    Skipped::Message => "message",
-                    Skipped::OtherTable => "other_table",
-                };
-                counter!(metric::SKIPPED, "kind" => kind).increment(1);
+                counts.add(skipped);
                 None
             }
         }
@@ -93,6 +88,29 @@ impl Decode {
             counter!(metric::EVENTS, "topic" => topic.to_string()).increment(count);
             self.topics.note(source, &topic, decodable);
             decodable.clear();
+        }
+    }
+}
+
+/// Irrelevant messages of a chunk by kind: most of a real topic, so they are counted once a chunk.
+#[derive(Debug, Default)]
+struct SkippedCounts([(&'static str, u64); 5]);
+
+impl SkippedCounts {
+    fn add(&mut self, skipped: Skipped) {
+        let (place, kind) = match skipped {
+            Skipped::Tombstone => (0, "tombstone"),
+            Skipped::Heartbeat => (1, "heartbeat"),
+            Skipped::Transaction => (2, "transaction"),
+            Skipped::Message => (3, "message"),
+            Skipped::OtherTable => (4, "other_table"),
+        };
+        self.0[place] = (kind, self.0[place].1 + 1);
+    }
+
+    fn count(&self) {
+        for (kind, count) in self.0.iter().filter(|(_, count)| *count > 0) {
+            counter!(metric::SKIPPED, "kind" => *kind).increment(*count);
         }
     }
 }

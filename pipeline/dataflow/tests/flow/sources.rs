@@ -1,8 +1,10 @@
 //! Sources that misbehave, and what they read.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tombstream_model::{SourceError, State};
+use tombstream_dataflow::{ErasedSource, Pipeline, RunError};
+use tombstream_model::{Mark, Polled, Source, SourceError, State};
 
 use crate::support::{RELATION, Rig, event, key, until};
 
@@ -149,4 +151,53 @@ async fn a_failed_commit_is_made_again() {
     assert!(rig.ledger.row(RELATION, &key(0)).is_none());
     until("all is well", || running.health().is_well()).await;
     running.stop(Duration::from_secs(10)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_truncate_is_shown_and_holds_nothing_up() {
+    let rig = Rig::new(1, 1);
+    let truncate = envelope(1, 1, "null").replace(r#""op":"u""#, r#""op":"t""#);
+    let after = truncate.find(r#""after":"#).unwrap();
+    let source = truncate.find(r#""source":"#).unwrap();
+    let truncate = format!("{}\"after\":null,{}", &truncate[..after], &truncate[source..]);
+    rig.sources[0].values([truncate]);
+    let running = rig.start();
+    rig.committed().await;
+    assert_eq!(rig.ledger.buried(), []);
+    assert_eq!(running.health().truncated.get("documents"), Some(&1));
+    running.stop(Duration::from_secs(10)).await.unwrap();
+}
+
+/// A source whose task panics.
+struct Panicking;
+
+impl Source for Panicking {
+    async fn next(&mut self) -> Result<Polled, SourceError> {
+        panic!("the source panics, as it was told to")
+    }
+
+    async fn commit(&mut self, _: Vec<Mark>) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    fn pause(&mut self, _: &str) -> Result<(), SourceError> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_that_breaks_ends_the_pipeline_and_says_so() {
+    let rig = Rig::new(1, 0);
+    let pipeline = Pipeline {
+        config: rig.config.clone(),
+        relations: Arc::new([]),
+        ledger: Arc::clone(&rig.ledger),
+        stores: Vec::new(),
+        sources: vec![Box::new(Panicking) as Box<dyn ErasedSource>],
+    };
+    let running = pipeline.start(tokio::runtime::Handle::current()).unwrap();
+    let RunError::Broken(said) = running.broken().await;
+    assert!(said.contains("source 0"), "{said}");
+    assert!(running.health().broken.is_some());
+    assert!(running.stop(Duration::from_secs(10)).await.is_err());
 }
