@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt;
+use metrics::{KeyName, Metadata, SharedString, Unit};
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
@@ -231,13 +233,16 @@ async fn commits_only_go_forward() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_handed_in_is_committed_on_the_way_out() {
     let topic = Topic::new(1).await;
-    topic.send(0, numbers(0..10)).await;
+    topic.send(0, numbers(0..2_000)).await;
     let mut source = topic.source();
-    let (_, marks) = read(&mut source, 10).await;
-    // Nobody waits for the answer.
-    assert!(source.commit(marks).now_or_never().is_none());
+    let (_, marks) = read(&mut source, 2_000).await;
+    // Nobody waits for an answer, so an early commit is on its way while the last is handed in.
+    for next in 1..=2_000 {
+        let mark = Mark { next, ..marks[0].clone() };
+        assert!(source.commit(vec![mark]).now_or_never().is_none_or(|early| early.is_ok()));
+    }
     drop(source);
-    assert_eq!(topic.committed().await, BTreeMap::from([(0, Some(10))]));
+    assert_eq!(topic.committed().await, BTreeMap::from([(0, Some(2_000))]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -414,6 +419,32 @@ async fn marks_of_a_dead_assignment_are_not_committed() {
     }
     let (more, _) = read(&mut first, 2).await;
     assert!(more.iter().all(|event| !moved.contains(&event.origin.partition)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_read_of_a_partition_that_went_is_forgotten() {
+    let topic = Topic::new(4).await;
+    for partition in 0..4 {
+        topic.send(partition, numbers(0..10)).await;
+    }
+    // Room for all of it, of which one poll takes a quarter.
+    let mut config = topic.config();
+    config.items_max = 10.try_into().unwrap();
+    let mut first = topic.source_with(&config);
+    next(&mut first).await;
+    let mut second = topic.source();
+    let (_, moved) = read(&mut second, 20).await;
+    let moved: BTreeSet<i32> = moved.iter().map(|mark| mark.partition).collect();
+    let stayed: Vec<i32> = (0..4).filter(|partition| !moved.contains(partition)).collect();
+    for partition in &stayed {
+        topic.send(*partition, ["last".to_owned()]).await;
+    }
+    let mut last = 0;
+    while last < stayed.len() {
+        let polled = next(&mut first).await;
+        last += events(&polled).iter().filter(|event| value(event) == "last").count();
+        assert!(polled.marks.iter().all(|mark| stayed.contains(&mark.partition)));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -595,4 +626,59 @@ async fn the_check_tells_partitions_offsets_and_lag() {
     let lags: Vec<_> = partitions.iter().map(|one| (one.committed, one.lag)).collect();
     assert_eq!(lags, [(None, 0), (Some(3), 4)]);
     assert_eq!(facts.topics[0].problem, None);
+}
+
+/// Keeps the gauges of this process, by name and labels.
+struct Gauges(Mutex<BTreeMap<String, Arc<AtomicU64>>>);
+
+static GAUGES: Gauges = Gauges(Mutex::new(BTreeMap::new()));
+
+impl metrics::Recorder for &'static Gauges {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, _: &metrics::Key, _: &Metadata<'_>) -> metrics::Counter {
+        metrics::Counter::noop()
+    }
+
+    fn register_gauge(&self, key: &metrics::Key, _: &Metadata<'_>) -> metrics::Gauge {
+        let labels: Vec<_> = key.labels().map(metrics::Label::value).collect();
+        let name = format!("{} {}", key.name(), labels.join(" "));
+        metrics::Gauge::from_arc(Arc::clone(self.0.lock().unwrap().entry(name).or_default()))
+    }
+
+    fn register_histogram(&self, _: &metrics::Key, _: &Metadata<'_>) -> metrics::Histogram {
+        metrics::Histogram::noop()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lag_by_partition_is_in_the_metrics() {
+    metrics::set_global_recorder(&GAUGES).unwrap();
+    let topic = Topic::new(2).await;
+    topic.send(1, numbers(0..7)).await;
+    let lag = async |partition: i32, expected: f64| {
+        let name = format!("tombstream_kafka_lag {} {partition}", topic.name);
+        let reached = async {
+            while GAUGES.0.lock().unwrap().get(&name).is_none_or(|gauge| {
+                f64::from_bits(gauge.load(Ordering::Relaxed)).to_bits() != expected.to_bits()
+            }) {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(BOUND, reached).await.unwrap_or_else(|_| panic!("{name} is never {expected}"));
+    };
+    let mut config = topic.config();
+    config.settings.insert("statistics.interval.ms".into(), Setting::Integer(100));
+    let mut source = topic.source_with(&config);
+    let (_, marks) = read(&mut source, 7).await;
+    // Read is not committed.
+    lag(1, 7.0).await;
+    lag(0, 0.0).await;
+    source.commit(vec![Mark { next: 5, ..marks[0].clone() }]).await.unwrap();
+    lag(1, 2.0).await;
+    // What went to another process is that one's.
+    drop(source);
+    lag(1, 0.0).await;
 }
