@@ -127,7 +127,7 @@ pub async fn check(pool: &PgPool, relation: &Relation) -> Result<Vec<Finding>, s
     findings.push(published(pool, relation).await?);
     findings.extend(guards(pool, table).await?);
     findings.push(index(pool, relation).await?);
-    findings.extend(references(pool, relation, table).await?);
+    findings.extend(references(pool, relation).await?);
     Ok(findings)
 }
 
@@ -275,20 +275,19 @@ async fn index(pool: &PgPool, relation: &Relation) -> Result<Finding, sqlx::Erro
     })
 }
 
-/// A finalized parent must not take living children along (S3).
-async fn references(
-    pool: &PgPool,
-    relation: &Relation,
-    table: i64,
-) -> Result<Vec<Finding>, sqlx::Error> {
+/// Who references the relation in a way that a removed row would touch. An error is a child that
+/// `allow_cascade` does not name: a finalized parent must not take living children along (S3).
+pub async fn references(pool: &PgPool, relation: &Relation) -> Result<Vec<Finding>, sqlx::Error> {
     let children: Vec<(String, String, String)> = sqlx::query_as(
         "select n.nspname || '.' || c.relname, f.conname::text, f.confdeltype::text \
          from pg_constraint f join pg_class c on c.oid = f.conrelid \
          join pg_namespace n on n.oid = c.relnamespace \
-         where f.contype = 'f' and f.confrelid = $1::oid and f.conparentid = 0 \
+         join pg_class p on p.oid = f.confrelid join pg_namespace pn on pn.oid = p.relnamespace \
+         where f.contype = 'f' and pn.nspname = $1 and p.relname = $2 and f.conparentid = 0 \
              and f.confdeltype in ('c', 'n', 'd') order by 1, 2",
     )
-    .bind(table)
+    .bind(&relation.schema)
+    .bind(&relation.table)
     .fetch_all(pool)
     .await?;
     Ok(children

@@ -22,7 +22,7 @@ mod status;
 mod sweep;
 mod table;
 
-pub use check::{Finding, Severity, check, check_ledger};
+pub use check::{Finding, Severity, check, check_ledger, references};
 pub use guard::{InstallError, install_relation, relation_sql};
 pub use ledger::{LedgerConfig, LedgerStore, PgLedger};
 pub use pool::{MigrateFailure, connect, migrate};

@@ -205,3 +205,20 @@ async fn resume_ends_a_pause_and_knows_its_relations() {
     assert!(text(&unknown.stderr).contains("there is no relation \"nots\"; known are notes"));
     place.end().await;
 }
+
+#[tokio::test]
+async fn run_refuses_a_relation_whose_removed_rows_would_take_children_along() {
+    let mut place = Place::new().await;
+    assert!(place.run(&["migrate"]).status.success());
+    sqlx::raw_sql("create table public.child (note bigint references notes on delete cascade)")
+        .execute(&mut place.db)
+        .await
+        .unwrap();
+    let refused = place.run(&["run"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = text(&refused.stderr);
+    for part in ["public.child", "on delete cascade", "allow_cascade"] {
+        assert!(said.contains(part), "{said}");
+    }
+    place.end().await;
+}

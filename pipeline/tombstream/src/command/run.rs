@@ -60,7 +60,13 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
 
 async fn start(config: &Config) -> anyhow::Result<Running> {
     let pool = wiring::connect(&config.database, "tombstream").await?;
-    let findings = postgres::check_ledger(&pool).await.context("the ledger can't be looked at")?;
+    let mut findings =
+        postgres::check_ledger(&pool).await.context("the ledger can't be looked at")?;
+    for relation in config.relations.iter() {
+        // Not left to `check --live` alone: a removed row would touch living children (S3).
+        let references = postgres::references(&pool, relation).await;
+        findings.extend(references.with_context(|| format!("relation {}", relation.name))?);
+    }
     for finding in findings {
         match finding.severity {
             Severity::Good => {}
