@@ -18,8 +18,10 @@ use tombstream_model::Records;
 /// The timely timestamp: everything that was read between two ticks.
 pub(crate) type Epoch = u64;
 
-/// Makes an answer of a request, on Tokio. The operator keeps the request too, to ask again.
-pub(crate) type Call<I, O> = Arc<dyn Fn(Arc<[I]>) -> BoxFuture<'static, Vec<O>> + Send + Sync>;
+/// Makes an answer of a request, on Tokio; what is ready before the rest may go ahead as a part. The
+/// operator keeps the request too, to ask again.
+pub(crate) type Call<I, O> =
+    Arc<dyn Fn(Arc<[I]>, Ahead<O>) -> BoxFuture<'static, Vec<O>> + Send + Sync>;
 
 /// Where tasks run, and until when.
 #[derive(Clone, Debug)]
@@ -51,10 +53,41 @@ impl Flag {
     }
 }
 
-/// What came back for a ticket; nothing, if the task ended without an answer.
+/// What came back for a ticket.
 pub(crate) struct Answer<O> {
     pub(crate) ticket: u64,
-    pub(crate) items: Option<Vec<O>>,
+    pub(crate) items: Items<O>,
+}
+
+/// An answer, or a part of it.
+pub(crate) enum Items<O> {
+    /// More will come.
+    Some(Vec<O>),
+    /// These are the last.
+    Last(Vec<O>),
+    /// The task ended without an answer.
+    Lost,
+}
+
+/// The way back for the part of an answer that need not wait for the rest (L2).
+pub(crate) struct Ahead<O> {
+    ticket: u64,
+    sender: mpsc::Sender<Answer<O>>,
+    activator: SyncActivator,
+}
+
+impl<O> Ahead<O> {
+    pub(crate) fn send(&self, items: Vec<O>) {
+        self.answer(Items::Some(items));
+    }
+
+    fn answer(&self, items: Items<O>) {
+        let answer = Answer { ticket: self.ticket, items };
+        // An operator that is gone waits for nothing.
+        if self.sender.send(answer).is_err() || self.activator.activate().is_err() {
+            tracing::trace!(ticket = self.ticket, "nobody waits for this answer");
+        }
+    }
 }
 
 /// An operator's way to Tokio and back.
@@ -79,12 +112,9 @@ where
     /// Sends a request. Each is a task of its own, so nothing here is bounded and nothing waits:
     /// what is in flight is bounded by the operator, and memory by the permits of the intake.
     pub(crate) fn send(&self, ticket: u64, items: Arc<[I]>) {
-        let mut guard = Guard {
-            ticket,
-            items: None,
-            sender: self.sender.clone(),
-            activator: self.activator.clone(),
-        };
+        let back =
+            || Ahead { ticket, sender: self.sender.clone(), activator: self.activator.clone() };
+        let (ahead, mut guard) = (back(), Guard { items: None, back: back() });
         let call = Arc::clone(&self.call);
         let ended = self.runtime.ended.clone();
         // The handle detaches the task: its guard answers for it.
@@ -94,7 +124,7 @@ where
             tokio::select! {
                 biased;
                 () = ended.up() => {}
-                items = async { call(items).await } => guard.items = Some(items),
+                items = async { call(items, ahead).await } => guard.items = Some(items),
             }
         }));
     }
@@ -110,19 +140,13 @@ where
 /// Invariant (S7): no request ends without an answer, though its task panics or its runtime is gone;
 /// `stage::tests::a_panicking_task_leaves_no_epoch_open`.
 struct Guard<O> {
-    ticket: u64,
     items: Option<Vec<O>>,
-    sender: mpsc::Sender<Answer<O>>,
-    activator: SyncActivator,
+    back: Ahead<O>,
 }
 
 impl<O> Drop for Guard<O> {
     fn drop(&mut self) {
-        let answer = Answer { ticket: self.ticket, items: self.items.take() };
-        // An operator that is gone waits for nothing.
-        if self.sender.send(answer).is_err() || self.activator.activate().is_err() {
-            tracing::trace!(ticket = self.ticket, "nobody waits for this answer");
-        }
+        self.back.answer(self.items.take().map_or(Items::Lost, Items::Last));
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) fn claim<L: Ledger>(
     parts: LedgerParts<L>,
     config: StageConfig,
 ) -> Call<Candidate, Arc<Claimed>> {
-    Arc::new(move |batch: Arc<[Candidate]>| {
+    Arc::new(move |batch: Arc<[Candidate]>, _| {
         let LedgerParts { ledger, relations, board } = parts.clone();
         let config = config.clone();
         Box::pin(async move {
@@ -40,7 +40,7 @@ pub(crate) fn resume<L: Ledger>(
     parts: LedgerParts<L>,
     config: StageConfig,
 ) -> Call<DeletionId, Arc<Claimed>> {
-    Arc::new(move |batch: Arc<[DeletionId]>| {
+    Arc::new(move |batch: Arc<[DeletionId]>, _| {
         let LedgerParts { ledger, relations, board } = parts.clone();
         let config = config.clone();
         Box::pin(async move {

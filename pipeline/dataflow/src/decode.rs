@@ -148,7 +148,7 @@ pub(crate) fn decode<'scope>(
 
 /// Keeps dead letters in the ledger.
 pub(crate) fn bury<L: Ledger>(parts: LedgerParts<L>, config: StageConfig) -> Call<DeadLetter, ()> {
-    Arc::new(move |batch: Arc<[DeadLetter]>| {
+    Arc::new(move |batch: Arc<[DeadLetter]>, _| {
         let LedgerParts { ledger, board, .. } = parts.clone();
         let config = config.clone();
         Box::pin(async move {

@@ -17,7 +17,7 @@ use crate::retry::insist;
 
 /// Removes rows, one call of the ledger for each relation.
 pub(crate) fn finalize<L: Ledger>(parts: LedgerParts<L>, config: StageConfig) -> Call<Settled, ()> {
-    Arc::new(move |batch: Arc<[Settled]>| {
+    Arc::new(move |batch: Arc<[Settled]>, _| {
         let LedgerParts { ledger, relations, board } = parts.clone();
         let config = config.clone();
         Box::pin(async move {
@@ -56,7 +56,7 @@ pub(crate) fn finalize<L: Ledger>(parts: LedgerParts<L>, config: StageConfig) ->
 
 /// Records what is owed, so that the sweep drives it again and the frontier can move on.
 pub(crate) fn owe<L: Ledger>(parts: LedgerParts<L>, config: StageConfig) -> Call<Settled, ()> {
-    Arc::new(move |batch: Arc<[Settled]>| {
+    Arc::new(move |batch: Arc<[Settled]>, _| {
         let LedgerParts { ledger, relations, board } = parts.clone();
         let config = config.clone();
         Box::pin(async move {

@@ -249,7 +249,7 @@ impl Intake {
     /// Reads until it is told to stop.
     pub(crate) async fn run(mut self) -> Ended {
         let ended = loop {
-            let closes = self.reading.opened.map(|at| at + self.epoch_wait);
+            let closes = self.reading.opened.and_then(|at| at.checked_add(self.epoch_wait));
             let close = async {
                 match closes {
                     Some(at) => sleep_until(at.into()).await,

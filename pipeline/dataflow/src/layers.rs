@@ -91,12 +91,24 @@ impl Keeper {
         Self { name, config, service, breaker }
     }
 
-    /// Destroys the copies of `targets`, and says in the same order what became of each. Never
-    /// fails: what could not be asked, or proven, within the deadline is `Busy` or `Unknown`.
-    pub(crate) async fn destroy(&self, targets: &[Target]) -> Vec<Outcome> {
+    /// Destroys the copies of `targets`, and says what became of each, by its place: `early` is given
+    /// what is settled while others must be asked again, and the rest is returned. Never fails: what
+    /// could not be asked, or proven, within the deadline is `Busy` or `Unknown`.
+    pub(crate) async fn destroy(
+        &self,
+        targets: &[Target],
+        early: impl FnMut(Vec<(usize, Outcome)>) + Send,
+    ) -> Vec<(usize, Outcome)> {
         let mut work = Work::new(targets);
-        self.drive(&mut work).await;
-        for outcome in &work.outcomes {
+        self.drive(&mut work, early).await;
+        work.open.clear();
+        let last = work.settled();
+        self.count(&last);
+        last
+    }
+
+    fn count(&self, outcomes: &[(usize, Outcome)]) {
+        for (_, outcome) in outcomes {
             counter!(
                 metric::OUTCOMES,
                 "store" => self.name.to_string(),
@@ -104,10 +116,13 @@ impl Keeper {
             )
             .increment(1);
         }
-        work.outcomes
     }
 
-    async fn drive(&self, work: &mut Work<'_>) {
+    async fn drive(
+        &self,
+        work: &mut Work<'_>,
+        mut early: impl FnMut(Vec<(usize, Outcome)>) + Send,
+    ) {
         let stage = &self.config.stage;
         let now = Instant::now();
         let deadline = now.checked_add(stage.deadline);
@@ -166,6 +181,11 @@ impl Keeper {
                 return;
             }
             drop(turn);
+            let settled = work.settled();
+            if !settled.is_empty() {
+                self.count(&settled);
+                early(settled);
+            }
             let wait = backoff.next().max(wanted.unwrap_or_default());
             let ends = Instant::now().checked_add(wait);
             if ends.is_none() || deadline.is_some_and(|at| ends.is_some_and(|ends| ends >= at)) {
@@ -294,6 +314,8 @@ impl Failure {
 struct Work<'a> {
     targets: &'a [Target],
     outcomes: Vec<Outcome>,
+    /// Whether the outcome was given already.
+    given: Vec<bool>,
     open: Vec<usize>,
     /// Whether an attempt said that it deleted the target.
     deleted: Vec<bool>,
@@ -304,6 +326,7 @@ impl<'a> Work<'a> {
         Self {
             targets,
             outcomes: vec![Outcome::new(Verdict::Unknown, "not asked"); targets.len()],
+            given: vec![false; targets.len()],
             open: (0..targets.len()).collect(),
             deleted: vec![false; targets.len()],
         }
@@ -352,6 +375,20 @@ impl<'a> Work<'a> {
         for (place, deleted) in self.open.iter().zip(deleted) {
             self.deleted[*place] |= deleted;
         }
+    }
+
+    /// What needs nothing more and was not given yet. It is given now.
+    fn settled(&mut self) -> Vec<(usize, Outcome)> {
+        // `open` is in the order of the targets.
+        let mut open = self.open.iter().copied().peekable();
+        let mut settled = Vec::new();
+        for (place, given) in self.given.iter_mut().enumerate() {
+            if open.next_if_eq(&place).is_none() && !*given {
+                *given = true;
+                settled.push((place, self.outcomes[place].clone()));
+            }
+        }
+        settled
     }
 
     /// An attempt brought no answer for what is open.

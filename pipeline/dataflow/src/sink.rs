@@ -6,7 +6,7 @@ use timely::dataflow::StreamVec;
 use timely::dataflow::operators::vec::Map;
 use tombstream_model::{Claimed, Outcome, StoreId, Target, Verdict};
 
-use crate::bridge::{Call, Epoch};
+use crate::bridge::{Ahead, Call, Epoch};
 use crate::layers::Keeper;
 
 /// A target that a store must still confirm, by its place in the deletion.
@@ -41,15 +41,20 @@ pub(crate) fn due(
     })
 }
 
-/// Destroys what is due.
+/// Destroys what is due. What is settled at the first attempt goes ahead of what has to be asked
+/// again: a copy that is busy delays its own deletion, not those of its batch (L2).
 pub(crate) fn destroy(keeper: Arc<Keeper>) -> Call<Due, Said> {
-    Arc::new(move |batch: Arc<[Due]>| {
+    Arc::new(move |batch: Arc<[Due]>, ahead: Ahead<Said>| {
         let keeper = Arc::clone(&keeper);
         Box::pin(async move {
             let targets: Vec<Target> =
                 batch.iter().map(|due| due.claimed.targets[due.place].target.clone()).collect();
-            let outcomes = keeper.destroy(&targets).await;
-            batch.iter().zip(outcomes).map(|(due, outcome)| said(due, outcome)).collect()
+            let say = |(place, outcome): (usize, Outcome)| said(&batch[place], outcome);
+            let early = |part: Vec<(usize, Outcome)>| {
+                ahead.send(part.into_iter().map(say).collect());
+            };
+            let last = keeper.destroy(&targets, early).await;
+            last.into_iter().map(say).collect()
         })
     })
 }

@@ -14,7 +14,7 @@ use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::{Capability, Operator};
 
-use crate::bridge::{Bridge, Call, Epoch, Runtime};
+use crate::bridge::{Answer, Bridge, Call, Epoch, Items, Runtime};
 use crate::metric;
 use crate::plan::StageConfig;
 
@@ -46,6 +46,9 @@ struct Sent<I> {
     /// The epoch stays open while this is held.
     held: Rc<Capability<Epoch>>,
     at: Instant,
+    /// A part of its answer is in: what is left are stragglers, and no slot is kept for them. They
+    /// are bounded by the permits, and their requests by the store's own limit.
+    trails: bool,
 }
 
 impl<I, O> Stage<I, O>
@@ -72,35 +75,40 @@ where
                 let mut in_flight: HashMap<u64, Sent<I>> = HashMap::new();
                 let mut again: VecDeque<(Instant, u64)> = VecDeque::new();
                 let mut next_ticket = 0_u64;
+                let mut slots = 0;
                 let mut wakes_at: Option<Instant> = None;
 
                 move |input, output| {
                     let now = Instant::now();
                     wakes_at = wakes_at.filter(|at| *at > now);
 
-                    while let Some(answer) = bridge.receive() {
-                        if let (None, Lost::Resend) = (&answer.items, &lost) {
-                            counter!(metric::LOST, "stage" => name.clone()).increment(1);
-                            tracing::error!(
-                                stage = name,
-                                "a request got no answer, it is sent again"
-                            );
-                            again.push_back((now + config.retry_wait_min, answer.ticket));
-                            continue;
+                    while let Some(Answer { ticket, items }) = bridge.receive() {
+                        let sent = in_flight.get_mut(&ticket).expect("held until its last answer");
+                        if !sent.trails && !matches!((&items, &lost), (Items::Lost, Lost::Resend)) {
+                            slots -= 1;
+                            sent.trails = true;
+                            histogram!(metric::STAGE_SECONDS, "stage" => name.clone())
+                                .record(sent.at.elapsed().as_secs_f64());
                         }
-                        let sent = in_flight.remove(&answer.ticket).expect("one answer a ticket");
-                        histogram!(metric::STAGE_SECONDS, "stage" => name.clone())
-                            .record(sent.at.elapsed().as_secs_f64());
-                        let mut items = match (answer.items, &lost) {
-                            (Some(items), _) => items,
-                            (None, Lost::Answer(instead)) => {
+                        let (mut items, last) = match items {
+                            Items::Some(items) => (items, false),
+                            Items::Last(items) => (items, true),
+                            Items::Lost => {
                                 counter!(metric::LOST, "stage" => name.clone()).increment(1);
                                 tracing::error!(stage = name, "a request got no answer");
-                                instead(&sent.items)
+                                match &lost {
+                                    Lost::Answer(instead) => (instead(&sent.items), true),
+                                    Lost::Resend => {
+                                        again.push_back((now + config.retry_wait_min, ticket));
+                                        continue;
+                                    }
+                                }
                             }
-                            (None, Lost::Resend) => unreachable!("sent again above"),
                         };
                         output.session(&*sent.held).give_container(&mut items);
+                        if last {
+                            in_flight.remove(&ticket);
+                        }
                     }
 
                     input.for_each_stamp(|capability, batches| {
@@ -119,16 +127,17 @@ where
                         let sent = in_flight.get(&ticket).expect("held until its answer is in");
                         bridge.send(ticket, Arc::clone(&sent.items));
                     }
-                    while let Some((held, items)) = pending.next_batch(now, in_flight.len()) {
+                    while let Some((held, items)) = pending.next_batch(now, slots) {
                         let items: Arc<[I]> = items.into();
                         next_ticket += 1;
                         bridge.send(next_ticket, Arc::clone(&items));
-                        in_flight.insert(next_ticket, Sent { items, held, at: now });
+                        in_flight.insert(next_ticket, Sent { items, held, at: now, trails: false });
+                        slots += 1;
                     }
 
                     // An answer wakes this operator by itself; only time needs an alarm, and one is
                     // enough.
-                    let linger = pending.wakes_at(in_flight.len());
+                    let linger = pending.wakes_at(slots);
                     let again = again.front().map(|(at, _)| *at);
                     if let Some(at) = linger.into_iter().chain(again).min()
                         && wakes_at.is_none_or(|earlier| at < earlier)
@@ -448,7 +457,7 @@ mod tests {
 
         fn call(&self) -> Call<Candidate, ()> {
             let gate = self.clone();
-            Arc::new(move |batch: Arc<[Candidate]>| {
+            Arc::new(move |batch: Arc<[Candidate]>, _| {
                 let gate = gate.clone();
                 Box::pin(async move {
                     let turn = {
@@ -528,7 +537,7 @@ mod tests {
     fn a_panicking_task_leaves_no_epoch_open() {
         let calls = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&calls);
-        let call: Call<Candidate, ()> = Arc::new(move |_| {
+        let call: Call<Candidate, ()> = Arc::new(move |_, _| {
             let calls = Arc::clone(&counted);
             Box::pin(async move {
                 calls.fetch_add(1, Ordering::SeqCst);
@@ -545,7 +554,7 @@ mod tests {
 
     #[test]
     fn a_call_that_panics_before_it_has_a_future_leaves_no_epoch_open() {
-        let call: Call<Candidate, ()> = Arc::new(|_| panic!("as it was told to"));
+        let call: Call<Candidate, ()> = Arc::new(|_, _| panic!("as it was told to"));
         let two = Two::new(config(), || Lost::Answer(|_| vec![()]), call);
         two.give(0, 0);
         two.finish();
@@ -555,7 +564,7 @@ mod tests {
     fn a_request_without_an_answer_is_sent_again_with_its_epoch_open() {
         let calls = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&calls);
-        let call: Call<Candidate, ()> = Arc::new(move |batch: Arc<[Candidate]>| {
+        let call: Call<Candidate, ()> = Arc::new(move |batch: Arc<[Candidate]>, _| {
             let calls = Arc::clone(&counted);
             Box::pin(async move {
                 assert_eq!(batch.len(), 1, "the same batch");

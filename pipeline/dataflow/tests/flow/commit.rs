@@ -129,3 +129,21 @@ async fn marks_without_records_are_committed_too() {
     rig.committed().await;
     running.stop(Duration::from_secs(10)).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_that_is_said_of_a_key_is_deduplicated_together() {
+    // Whichever worker decoded it: a key is exchanged to one.
+    let rig = Rig::new(1, 1);
+    rig.sources[0].candidates([event(0, 1_000)]);
+    let running = rig.start();
+    rig.committed().await;
+    for lsn in 0..100 {
+        rig.sources[0].candidates([event(0, lsn)]);
+    }
+    rig.committed().await;
+    assert_eq!(rig.ledger.candidates(), 1);
+    rig.sources[0].candidates([event(0, 1_001), swept(0)]);
+    rig.committed().await;
+    running.stop(Duration::from_secs(10)).await.unwrap();
+    assert!((2..=3).contains(&rig.ledger.candidates()), "the newer one and the sweep's pass");
+}

@@ -243,3 +243,37 @@ async fn a_deletion_taken_over_is_finalized_once() {
     assert_eq!(rig.ledger.receipts().len(), 10);
     running.stop(Duration::from_secs(10)).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_stays_busy_delays_only_its_own_deletion() {
+    let mut rig = Rig::new(1, 1);
+    rig.store.stage.deadline = Duration::from_secs(600);
+    // One slot a worker: what is busy must not keep it.
+    rig.store.stage.in_flight_max = 1;
+    rig.flag(0..200);
+    (0..200).step_by(20).for_each(|at| rig.sinks[0].busy(address(0, &key(at)), usize::MAX));
+    rig.sources[0].candidates((0..200).map(|at| event(at, at as u64)));
+    let running = rig.start();
+    until("all others are finalized", || rig.ledger.count(State::Finalized) == 190).await;
+    assert_eq!(rig.sources[0].committed(), 0, "their epoch is open");
+    (0..200).step_by(20).for_each(|at| rig.sinks[0].release(&address(0, &key(at))));
+    rig.committed().await;
+    assert_eq!(rig.ledger.count(State::Finalized), 200);
+    running.stop(Duration::from_secs(10)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_asks_for_more_time_than_there_is_has_its_part_owed_at_once() {
+    let mut rig = Rig::new(1, 1);
+    rig.store.stage.deadline = Duration::from_secs(60);
+    rig.store.unavailable_after = Duration::from_secs(600);
+    rig.flag(0..10);
+    rig.sinks[0].set_mood(Mood::Throttled(Some(Duration::from_secs(120))));
+    rig.sources[0].candidates((0..10).map(|at| event(at, at as u64)));
+    let running = rig.start();
+    rig.committed().await;
+    assert_eq!(rig.ledger.owed().len(), 10);
+    let asked: usize = rig.sinks[0].requests().iter().map(Vec::len).sum();
+    assert_eq!(asked, 10, "each was asked once");
+    running.stop(Duration::from_secs(10)).await.unwrap();
+}

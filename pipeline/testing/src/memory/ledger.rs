@@ -57,6 +57,7 @@ struct Memory {
     calls: HashMap<&'static str, usize>,
     panics: HashMap<&'static str, usize>,
     receipts: Vec<Settled>,
+    candidates: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -157,6 +158,11 @@ impl MemoryLedger {
         self.memory().calls.get(call).copied().unwrap_or_default()
     }
 
+    /// How many candidates claims were asked to look at.
+    pub fn candidates(&self) -> usize {
+        self.memory().candidates
+    }
+
     /// The next `times` calls of `call` panic.
     pub fn panic_at(&self, call: &'static str, times: usize) {
         self.memory().panics.insert(call, times);
@@ -241,6 +247,7 @@ impl Ledger for MemoryLedger {
     ) -> Result<Vec<Claimed>, LedgerError> {
         let until = Instant::now() + self.lease;
         let mut memory = self.enter("claim").await?;
+        memory.candidates += batch.len();
         let mut claimed = Vec::new();
         for candidate in batch {
             assert_eq!(candidate.relation, relation, "a batch is of one relation");
