@@ -142,3 +142,25 @@ async fn a_row_that_came_back_is_not_removed() {
     assert_eq!(rig.ledger.rows(), 1);
     running.stop(Duration::from_secs(10)).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_owed_is_written_down_before_it_is_committed() {
+    let mut rig = Rig::new(1, 1);
+    rig.store.stage.timeout = Duration::from_secs(30);
+    rig.flag(0..10);
+    rig.sinks[0].set_mood(Mood::Hanging);
+    rig.sources[0].candidates((0..10).map(|at| event(at, at as u64)));
+    let running = rig.start();
+    until("the store is asked for all", || {
+        rig.sinks[0].requests().iter().map(Vec::len).sum::<usize>() == 10
+    })
+    .await;
+    rig.ledger.go_away();
+    rig.sinks[0].set_mood(Mood::Denied);
+    until("owing was tried again", || rig.ledger.calls("owe") > 5).await;
+    assert_eq!(rig.sources[0].committed(), 0);
+    rig.ledger.come_back();
+    rig.committed().await;
+    assert_eq!(rig.ledger.owed().len(), 10);
+    running.stop(Duration::from_secs(10)).await.unwrap();
+}

@@ -277,3 +277,21 @@ async fn a_store_that_asks_for_more_time_than_there_is_has_its_part_owed_at_once
     assert_eq!(asked, 10, "each was asked once");
     running.stop(Duration::from_secs(10)).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_hangs_is_owed_as_soon_as_its_store_is_down() {
+    let mut rig = Rig::new(1, 1);
+    rig.store.stage.timeout = Duration::from_secs(600);
+    rig.store.stage.deadline = Duration::from_secs(600);
+    rig.store.unavailable_after = Duration::from_millis(50);
+    rig.flag(0..20);
+    rig.sinks[0].stall(address(0, &key(0)));
+    rig.sources[0].candidates([event(0, 0)]);
+    let running = rig.start();
+    until("it hangs", || !rig.sinks[0].requests().is_empty()).await;
+    rig.sinks[0].set_mood(Mood::Unavailable);
+    rig.sources[0].candidates((1..20).map(|at| event(at, at as u64)));
+    rig.committed().await;
+    assert_eq!(rig.ledger.owed().len(), 20);
+    running.stop(Duration::from_secs(10)).await.unwrap();
+}

@@ -42,6 +42,7 @@ struct State {
     busy: HashMap<Address, usize>,
     refused: HashSet<Address>,
     sticky: HashSet<Address>,
+    stalled: HashSet<Address>,
     requests: Vec<Vec<Target>>,
     looks: Vec<Vec<Target>>,
     delay: Duration,
@@ -125,6 +126,11 @@ impl MemorySink {
         self.state().sticky.insert(address);
     }
 
+    /// Requests with this copy in them never end, whatever the mood.
+    pub fn stall(&self, address: Address) {
+        self.state().stalled.insert(address);
+    }
+
     /// This copy can be destroyed again.
     pub fn release(&self, address: &Address) {
         let mut state = self.state();
@@ -174,6 +180,10 @@ impl Sink for MemorySink {
     async fn destroy(&self, batch: &[Target]) -> Result<Vec<Outcome>, SinkError> {
         self.state().requests.push(batch.to_vec());
         let _serving = Serving::new(self);
+        let stalls = batch.iter().any(|target| self.state().stalled.contains(&target.address));
+        if stalls {
+            std::future::pending::<()>().await;
+        }
         let mood = self.serve().await?;
         let mut state = self.state();
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(batch.len());
