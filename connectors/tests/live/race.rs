@@ -159,12 +159,19 @@ async fn no_row_ends_half_deleted_under_serializable() {
     holds("serializable").await;
 }
 
-/// The proof that the races above show the guard: without it they leave rows alive and robbed.
+/// The proof that the races above show the guard: without it they leave rows alive and robbed. A race
+/// may miss the window, so it is run again until it meets it, a few times at most.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_guard_the_same_races_leave_rows_alive_without_copies() {
     for level in ["read committed", "repeatable read", "serializable"] {
-        let left = race(level, false).await;
-        println!("{level}, no guard: {} alive without a copy", left.alive_without_copy);
-        assert!(left.alive_without_copy > 0, "{level}: the race never met the window");
+        let mut robbed = 0;
+        for _ in 0..10 {
+            robbed = race(level, false).await.alive_without_copy;
+            if robbed > 0 {
+                break;
+            }
+        }
+        println!("{level}, no guard: {robbed} alive without a copy");
+        assert!(robbed > 0, "{level}: no race ever met the window");
     }
 }
