@@ -155,7 +155,7 @@ fn guard_function(relation: &Relation, function: &str) -> String {
     let old_key = table.key("old");
     let old_set = table.is_set("old");
     let new_set = table.is_set("new");
-    let same_key = format!("{} is not distinct from {}", row(&table, "old"), row(&table, "new"));
+    let same_key = format!("({} is not distinct from {})", row(&table, "old"), row(&table, "new"));
     let flag = ident(&relation.flag.column);
     let message = literal(&format!(
         "row of {} is being deleted for good: its deletion is past the point of no return",
@@ -165,20 +165,37 @@ fn guard_function(relation: &Relation, function: &str) -> String {
     let backdated = match relation.flag.kind {
         FlagKind::Boolean => "true".to_owned(),
         FlagKind::TimestampTz | FlagKind::Timestamp { .. } => {
-            format!("{} < now() - interval '1 minute'", table.flag_at("new"))
+            format!("{} < clock_timestamp() - interval '1 minute'", table.flag_at("new"))
         }
+    };
+    // A row that was alive until now begins a life of its own: what is open of an earlier one is over.
+    // A claim that is being driven ends by itself, since the flag's value differs; true does not.
+    let outlived = match relation.flag.kind {
+        FlagKind::Boolean => "'pending', 'hidden', 'parked', 'claimed'",
+        FlagKind::TimestampTz | FlagKind::Timestamp { .. } => "'pending', 'hidden', 'parked'",
     };
     let body = format!(
         r#"
 declare
     open_deletion bigint;
     claimed timestamptz;
+    claimed_flag text;
+    sight timestamptz;
     inserted boolean;
+    carried boolean;
 begin
+    if tg_when = 'BEFORE' and coalesce({new_set}, false)
+        and not (coalesce({old_set}, false) and {same_key})
+    then
+        update tombstream.deletion
+        set state = 'superseded', closed_at = clock_timestamp(), lease_until = null,
+            reason = concat_ws('; ', 'the key was used anew', reason)
+        where relation = {name} and key = {new_key} and state in ({outlived});
+    end if;
     if not coalesce({old_set}, false) then
         if tg_when = 'BEFORE' and coalesce({new_set}, false) and {backdated} then
-            insert into tombstream.deletion (relation, key, state)
-            values ({name}, {new_key}, 'pending')
+            insert into tombstream.deletion (relation, key, state, first_seen)
+            values ({name}, {new_key}, 'pending', clock_timestamp())
             on conflict (relation, key) where state in ('pending', 'hidden', 'claimed', 'parked')
             do nothing;
         end if;
@@ -188,8 +205,10 @@ begin
     values ({name}, {old_key}, 'pending')
     on conflict (relation, key) where state in ('pending', 'hidden', 'claimed', 'parked')
     do update set state = d.state
-    returning d.id, d.claimed_at, d.xmax = 0 into open_deletion, claimed, inserted;
-    if claimed is not null then
+    returning d.id, d.claimed_at, d.flag, d.first_seen, d.xmax = 0
+    into open_deletion, claimed, claimed_flag, sight, inserted;
+    -- Another value was claimed of an earlier life of the key: it is not this row's.
+    if claimed is not null and {claimed_value} is not distinct from {old_flag} then
         if tg_when = 'BEFORE' and coalesce({new_set}, false) and {same_key} then
             new.{flag} := old.{flag};
             return new;
@@ -200,17 +219,34 @@ begin
         -- The BEFORE trigger has done the work; this one looked at the final row.
         if inserted then
             delete from tombstream.deletion where id = open_deletion;
+        elsif claimed is null and not (coalesce({new_set}, false) and {same_key}) then
+            update tombstream.deletion set state = 'cancelled', closed_at = clock_timestamp()
+            where id = open_deletion;
         end if;
         return null;
     end if;
-    if not (coalesce({new_set}, false) and {same_key}) then
-        update tombstream.deletion set state = 'cancelled', closed_at = now()
+    if claimed is null and not (coalesce({new_set}, false) and {same_key}) then
+        update tombstream.deletion set state = 'cancelled', closed_at = clock_timestamp()
         where id = open_deletion;
+    end if;
+    if coalesce({new_set}, false) and not {same_key} then
+        -- What was first seen under the old key was seen then under the new one, too.
+        carried := not inserted and claimed is null and {new_flag} is not distinct from {old_flag};
+        if carried or ({new_flag} is distinct from {old_flag} and {backdated}) then
+            insert into tombstream.deletion (relation, key, state, first_seen)
+            values ({name}, {new_key}, 'pending',
+                case when carried then sight else clock_timestamp() end)
+            on conflict (relation, key) where state in ('pending', 'hidden', 'claimed', 'parked')
+            do nothing;
+        end if;
     end if;
     return new;
 end
 "#,
         new_key = table.key("new"),
+        old_flag = table.flag("old"),
+        new_flag = table.flag("new"),
+        claimed_value = table.flag_value("claimed_flag"),
     );
     let quote = dollar_quote(&body);
     format!(

@@ -51,7 +51,13 @@ impl<'a> Table<'a> {
         let flag = self.flag(alias);
         match &self.relation.flag.kind {
             FlagKind::TimestampTz => flag,
-            FlagKind::Timestamp { zone } => format!("({flag} at time zone {})", literal(zone)),
+            // A zone's offset leads out of range at the ends of time, and one such row would fail its batch.
+            FlagKind::Timestamp { zone } => format!(
+                "(case when {flag} >= '290000-01-01'::timestamp then 'infinity'::timestamptz \
+                 when {flag} < '4000-01-01 BC'::timestamp then '-infinity'::timestamptz \
+                 else {flag} at time zone {} end)",
+                literal(zone)
+            ),
             FlagKind::Boolean => "null::timestamptz".to_owned(),
         }
     }
