@@ -17,6 +17,7 @@ use tombstream_model::{
     Candidate, Claimed, Fence, Found, Key, LedgerError, Position, Relation, RelationId, Row,
 };
 
+use super::guard::trigger_name;
 use super::ledger::{ClaimedRow, PgLedger, Prepared, TargetEntry};
 use super::pool::ledger_error;
 use super::table::{Table, key_arrays, literal};
@@ -73,9 +74,20 @@ impl ClaimSql {
 
 /// Decides on a fresh snapshot, and writes: one ledger row for each key that is claimed, parked, or
 /// has to wait where nothing else would remember it.
+///
+/// What is parked of an earlier life of a key, whose flag had another value, is closed; what is parked
+/// for an address that is safe now goes on. Where no guard vouches that the flag was set at the time it
+/// tells, grace runs from first sight (L4). Nothing is added to a flag: its sum may be out of range.
 fn decide_sql(relation: &Relation) -> String {
+    let table = Table::new(relation);
     let name = literal(&relation.name);
     let grace = format!("interval '{} milliseconds'", relation.grace.as_millis());
+    let vouched = format!(
+        "exists (select from pg_catalog.pg_trigger g where g.tgrelid = to_regclass({}) \
+             and g.tgname = {} and g.tgenabled = 'A')",
+        literal(&table.name()),
+        literal(&trigger_name("before")),
+    );
     format!(
         "with token as materialized (select nextval('tombstream.lease_token') as token), \
          c as ( \
@@ -91,12 +103,23 @@ fn decide_sql(relation: &Relation) -> String {
                  when exists (select from tombstream.hold h where h.relation = {name} \
                      and h.key = c.key and h.released_at is null \
                      and (h.until is null or h.until > now())) then 'pending' \
-                 when coalesce(greatest(c.flag_at, d.first_seen), now()) + {grace} > now() \
+                 when greatest(c.flag_at, coalesce(case when not d.outlived then d.first_seen end, \
+                     case when not {vouched} or c.flag_at is null then now() end)) > now() - {grace} \
                      then 'pending' \
-                 else 'claimed' end as state \
-             from c left join tombstream.deletion d on d.relation = {name} and d.key = c.key \
-                 and d.state in ('pending', 'hidden', 'claimed', 'parked') \
+                 else 'claimed' end as state, \
+                 case when d.outlived then d.id end as outlived \
+             from c left join lateral ( \
+                 select d.id, d.first_seen, d.state = 'parked' \
+                     and {claimed_flag} is distinct from {flag} as outlived \
+                 from tombstream.deletion d where d.relation = {name} and d.key = c.key \
+                     and d.state in ('pending', 'hidden', 'claimed', 'parked') \
+             ) d on true \
              where not exists (select from tombstream.pause p where p.relation = {name}) \
+         ), \
+         closed as ( \
+             update tombstream.deletion d set state = 'superseded', closed_at = clock_timestamp(), \
+                 reason = concat_ws('; ', 'the key was used anew', d.reason) \
+             from decided where d.id = decided.outlived returning d.id \
          ) \
          insert into tombstream.deletion as d (relation, key, state, flag, flip_lsn, targets, reason, \
              lease_owner, lease_token, lease_until, attempts, claimed_at) \
@@ -106,35 +129,62 @@ fn decide_sql(relation: &Relation) -> String {
              case state when 'claimed' then clock_timestamp() + make_interval(secs => $8) end, \
              case state when 'claimed' then 1 else 0 end, \
              case state when 'claimed' then clock_timestamp() end \
-         from decided cross join token order by key \
+         from decided cross join token where (select count(*) from closed) >= 0 order by key \
          on conflict (relation, key) where state in ('pending', 'hidden', 'claimed', 'parked') \
          do update set state = excluded.state, flag = excluded.flag, \
              flip_lsn = coalesce(excluded.flip_lsn, d.flip_lsn), targets = excluded.targets, \
              reason = excluded.reason, lease_owner = excluded.lease_owner, \
              lease_token = excluded.lease_token, lease_until = excluded.lease_until, \
              attempts = excluded.attempts, claimed_at = excluded.claimed_at \
-             where d.state in ('pending', 'hidden') and d.claimed_at is null \
+             where d.state in ('pending', 'hidden', 'parked') and d.claimed_at is null \
                  and excluded.state in ('claimed', 'parked') \
+                 and (d.state <> 'parked' or excluded.state <> 'parked' \
+                     or d.reason is distinct from excluded.reason) \
          returning d.id, d.relation, d.key, d.state, d.flag, d.flip_lsn::text, d.targets, \
-             d.lease_token"
+             d.lease_token",
+        flag = table.flag_value("c.flag"),
+        claimed_flag = table.flag_value("d.flag"),
     )
 }
 
-/// Of keys whose row was removed: those that are gone, and that no deletion of ours removed.
+/// Of keys whose row was removed: those that are gone, and that no deletion of ours removed. What
+/// waited for them is closed: it would lend its first sight to a later life of the key.
 fn vanished_sql(relation: &Relation) -> String {
     let table = Table::new(relation);
     let name = literal(&relation.name);
     let arrays: Vec<_> = (0..relation.key.len()).map(|n| format!("k.k{n}")).collect();
     format!(
-        "select array[{key}] from {keys} \
-         where not exists (select from {table} t where {matches}) \
-         and not exists (select from tombstream.deletion d where d.relation = {name} \
-             and d.key = array[{key}] and d.claimed_at is not null)",
+        "with gone as ( \
+             select array[{key}] as key from {keys} \
+             where not exists (select from {table} t where {matches}) \
+             and not exists (select from tombstream.deletion d where d.relation = {name} \
+                 and d.key = array[{key}] and d.claimed_at is not null \
+                 and not exists (select from tombstream.deletion o where o.relation = {name} \
+                     and o.key = d.key and o.id > d.id and o.claimed_at is null \
+                     and o.state in ('pending', 'hidden', 'parked'))) \
+         ), \
+         waited as ( \
+             select d.id from tombstream.deletion d join gone on d.key = gone.key \
+             where d.relation = {name} and d.claimed_at is null \
+                 and d.state in ('pending', 'hidden', 'parked') \
+             order by d.key for update of d skip locked \
+         ), \
+         closed as ( \
+             update tombstream.deletion d set state = 'cancelled', closed_at = clock_timestamp(), \
+                 reason = 'another hand removed the row before the claim' \
+             from waited where d.id = waited.id \
+         ) \
+         select key from gone",
         key = arrays.join(", "),
         keys = table.unnest_keys(1),
         table = table.name(),
         matches = table.matches_keys("t"),
     )
+}
+
+/// Postgres indexes at most 2,704 bytes; a longer key would fail its whole batch, for ever.
+fn too_long(key: &Key) -> bool {
+    key.columns().map(|column| column.len() + 8).sum::<usize>() > 2_400
 }
 
 impl PgLedger {
@@ -148,6 +198,10 @@ impl PgLedger {
         let mut removed = Vec::new();
         for candidate in batch {
             match candidate.found {
+                Found::Flagged if too_long(&candidate.key) => {
+                    let relation = &prepared.relation.name;
+                    error!(%relation, key = %candidate.key, "the key is too long for the ledger: the row stays, flagged");
+                }
                 Found::Flagged => {
                     let known = flagged.entry(&candidate.key).or_default();
                     *known = (*known).max(candidate.position);
