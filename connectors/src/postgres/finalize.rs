@@ -22,6 +22,12 @@ use super::table::{Table, key_arrays, literal};
 const SHARE_WINDOW: usize = 1_000;
 const SHARE_FROM: usize = 100;
 
+/// No lock of the rows themselves is waited for, but foreign keys and triggers wait for others'. Short,
+/// since a batch is halved with each wait. A deferred constraint speaks before the commit, behind whose
+/// error the rows are still locked for a while.
+const BEGIN: &str = "begin isolation level read committed; \
+    set local lock_timeout = '200ms'; set constraints all immediate";
+
 /// The finalizing statements for one relation.
 #[derive(Debug)]
 pub(super) struct FinalizeSql {
@@ -48,7 +54,8 @@ impl FinalizeSql {
 /// Decides, removes the rows, closes the deletions and writes the receipts.
 ///
 /// `ending` says locked from gone: a row that was not locked and is still there is another's to
-/// finish with; one that is not there was removed by another hand.
+/// finish with; one that is not there was removed by another hand. A row that was locked and is still
+/// there was kept by a trigger: trying again would never end. A newer life is seen now, for its grace.
 fn remove_sql(relation: &Relation) -> String {
     let table = Table::new(relation);
     let relation_name = literal(&relation.name);
@@ -93,7 +100,7 @@ fn remove_sql(relation: &Relation) -> String {
              returning d.id \
          ), \
          ended as ( \
-             select d.*, case when d.ending = 'finalized' and removed.id is null then 'later' \
+             select d.*, case when d.ending = 'finalized' and removed.id is null then 'kept' \
                  else d.ending end as outcome \
              from decided d left join removed on removed.id = d.id \
          ), \
@@ -105,7 +112,19 @@ fn remove_sql(relation: &Relation) -> String {
                      when 'late_restore' then 'the row came back to life after the claim' \
                      when 'superseded' then 'the flag has another value than the claimed one' end, \
                  targets = e.targets, closed_at = clock_timestamp(), lease_until = null \
-             from ended e where d.id = e.id and e.outcome <> 'later' \
+             from ended e where d.id = e.id and e.outcome not in ('later', 'kept') \
+             returning d.key, d.state \
+         ), \
+         reopened as ( \
+             insert into tombstream.deletion (relation, key, state, first_seen) \
+             select {relation_name}, key, 'pending', clock_timestamp() from closed \
+             where state = 'superseded' \
+         ), \
+         kept as ( \
+             update tombstream.deletion d set state = 'parked', targets = e.targets, \
+                 lease_until = null, reason = 'the database keeps the row: a trigger, a rule or a \
+policy does not let it go' \
+             from ended e where d.id = e.id and e.outcome = 'kept' \
          ), \
          deferred as ( \
              update tombstream.deletion d set targets = e.targets, lease_until = null, \
@@ -135,25 +154,32 @@ enum Failure {
     Ledger(LedgerError),
     /// A row's removal was refused: by a foreign key, a trigger, a constraint.
     Row(sqlx::Error),
+    /// A row's removal waited for a lock.
+    Locked,
     /// More copies were absent than the relation's limit allows.
     Absent(Vec<AbsentStore>),
 }
 
 /// Whether the removal of a row was refused, or the statement as a whole can't run.
+///
+/// Triggers raise codes of their own, and fail in every way: what is not known to be the server's state
+/// (08 connection, 25 transaction, 26 statement, 40 rollback, 53 resources, 55 not now, 57 operator, 58
+/// system, XX internal) or the schema (28, 3D, 3F, 42: no row's fault) is of a row.
 fn refused(error: sqlx::Error) -> Failure {
-    // A missing table, column or privilege (42, 28, 3D, 3F) is no row's fault.
+    const OF_NO_ROW: [&str; 13] =
+        ["08", "25", "26", "28", "3D", "3F", "40", "42", "53", "55", "57", "58", "XX"];
     let of_the_row = match &error {
-        sqlx::Error::Database(database) => database.code().is_some_and(|code| {
-            !["28", "3D", "3F", "42"].iter().any(|class| code.starts_with(class))
-        }),
+        sqlx::Error::Database(database) => database
+            .code()
+            .is_some_and(|code| !OF_NO_ROW.iter().any(|class| code.starts_with(class))),
         _ => false,
     };
-    match ledger_error(error) {
-        LedgerError::Refused(error) if of_the_row => match error.downcast::<sqlx::Error>() {
-            Ok(error) => Failure::Row(*error),
-            Err(error) => Failure::Ledger(LedgerError::Refused(error)),
-        },
-        other => Failure::Ledger(other),
+    match &error {
+        sqlx::Error::Database(database) if database.code().as_deref() == Some("55P03") => {
+            Failure::Locked
+        }
+        _ if of_the_row => Failure::Row(error),
+        _ => Failure::Ledger(ledger_error(error)),
     }
 }
 
@@ -173,7 +199,7 @@ impl PgLedger {
         batch: &[Settled],
     ) -> Result<Vec<Ending>, LedgerError> {
         let mut endings = vec![Ending::Later; batch.len()];
-        let mut open = vec![0..batch.len()];
+        let mut open: Vec<_> = std::iter::once(0..batch.len()).collect();
         while let Some(range) = open.pop() {
             let part = &batch[range.clone()];
             match self.finalize_part(relation, part).await {
@@ -183,11 +209,13 @@ impl PgLedger {
                     endings[range].fill(Ending::Paused);
                 }
                 Err(Failure::Ledger(error)) => return Err(error),
+                // Another's transaction holds what would go along, a child say: the sweep comes again.
+                Err(Failure::Locked) if part.len() == 1 => self.owe_batch(part).await?,
                 Err(Failure::Row(error)) if part.len() == 1 => {
                     self.park(relation, &part[0], &error).await?;
                     endings[range].fill(Ending::Parked);
                 }
-                Err(Failure::Row(_)) => {
+                Err(Failure::Row(_) | Failure::Locked) => {
                     let middle = range.start + part.len() / 2;
                     open.push(middle..range.end);
                     open.push(range.start..middle);
@@ -204,8 +232,7 @@ impl PgLedger {
     ) -> Result<Vec<Ending>, Failure> {
         let failed = |error| Failure::Ledger(ledger_error(error));
         let prepared = self.prepared(relation);
-        let mut transaction =
-            self.pool.begin_with("begin isolation level read committed").await.map_err(failed)?;
+        let mut transaction = self.pool.begin_with(BEGIN).await.map_err(failed)?;
         let endings = match self.try_finalize(&mut transaction, prepared, batch).await {
             Ok(endings) => endings,
             Err(failure) => {
@@ -214,7 +241,7 @@ impl PgLedger {
                 return Err(failure);
             }
         };
-        transaction.commit().await.map_err(failed)?;
+        transaction.commit().await.map_err(refused)?;
         let late: Vec<i64> = batch
             .iter()
             .zip(&endings)
@@ -270,6 +297,13 @@ impl PgLedger {
                 "row_gone" => Ending::FinalizedRowGone,
                 "late_restore" => Ending::LateRestore,
                 "superseded" => Ending::Superseded,
+                "kept" => {
+                    let relation = prepared.relation.name.to_string();
+                    metrics::counter!("tombstream_parked_total", "relation" => relation)
+                        .increment(1);
+                    warn!(relation = %prepared.relation.name, deletion = id, "deletion parked: the database keeps the row");
+                    Ending::Parked
+                }
                 _ => Ending::Later,
             };
             for (known, at) in ids.iter().zip(&mut endings) {
@@ -291,7 +325,7 @@ impl PgLedger {
             .map(|(n, claimed)| TargetEntry {
                 store: self.store_name(claimed.target.store).to_owned(),
                 address: claimed.target.address.clone(),
-                outcome: settled.outcomes.get(n).cloned(),
+                outcome: settled.outcomes.get(n).cloned().map(without_zeros),
             })
             .collect();
         serde_json::to_string(&entries).map_err(|error| sqlx::Error::Encode(Box::new(error)))
@@ -400,6 +434,14 @@ impl PgLedger {
         .map_err(ledger_error)?;
         Ok(())
     }
+}
+
+/// Postgres has no text with a zero byte, in jsonb neither.
+fn without_zeros(mut outcome: Outcome) -> Outcome {
+    if outcome.said.contains('\0') {
+        outcome.said = outcome.said.replace('\0', "\u{fffd}").into();
+    }
+    outcome
 }
 
 /// Locks the rows in key order, and gives the keys of those that were not another's, sorted.

@@ -59,19 +59,21 @@ impl PgLedger {
 
     /// Why asking again is no use, if so.
     fn needs_a_person(&self, settled: &Settled) -> Option<String> {
-        settled.claimed.targets.iter().zip(&settled.outcomes).find_map(|(claimed, outcome)| {
-            let store = self.store_name(claimed.target.store);
-            match outcome.verdict {
-                Verdict::Refused => Some(format!("store {store} refuses: {}", outcome.said)),
-                Verdict::Superseded => {
-                    Some(format!("store {store} holds a newer life: {}", outcome.said))
+        let reason =
+            settled.claimed.targets.iter().zip(&settled.outcomes).find_map(|(claimed, outcome)| {
+                let store = self.store_name(claimed.target.store);
+                match outcome.verdict {
+                    Verdict::Refused => Some(format!("store {store} refuses: {}", outcome.said)),
+                    Verdict::Superseded => {
+                        Some(format!("store {store} holds a newer life: {}", outcome.said))
+                    }
+                    Verdict::Deleted
+                    | Verdict::Absent
+                    | Verdict::Busy
+                    | Verdict::Unknown
+                    | Verdict::Waived => None,
                 }
-                Verdict::Deleted
-                | Verdict::Absent
-                | Verdict::Busy
-                | Verdict::Unknown
-                | Verdict::Waived => None,
-            }
-        })
+            });
+        reason.map(|reason| reason.replace('\0', "\u{fffd}"))
     }
 }
