@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgPool;
+use tracing::error;
 
 use tombstream_model::{
     Candidate, Claimed, ClaimedTarget, DeadLetter, DeletionId, Ending, Fence, Key, Ledger,
@@ -79,6 +80,10 @@ impl PgLedger {
         Some((RelationId(u16::try_from(place).ok()?), &self.relations[place]))
     }
 
+    pub(super) fn relation_names(&self) -> Vec<&str> {
+        self.relations.iter().map(|prepared| &*prepared.relation.name).collect()
+    }
+
     pub(super) fn store_name(&self, store: StoreId) -> &str {
         &self.config.stores[usize::from(store.0)].name
     }
@@ -105,7 +110,14 @@ impl PgLedger {
             let confirmed = entry.outcome.filter(|outcome| outcome.verdict.is_confirmed());
             Some(ClaimedTarget { target, confirmed })
         });
-        let targets = targets.collect::<Option<Vec<_>>>()?;
+        let Some(targets) = targets.collect::<Option<Vec<_>>>() else {
+            error!(
+                relation = row.relation,
+                deletion = row.id,
+                "a store of this deletion is not configured any more: it stays open until the store is back"
+            );
+            return None;
+        };
         let key = Key::from_postgres(row.key);
         Some(Claimed { id, relation, key, flag: row.flag, fence, first_attempt, targets })
     }

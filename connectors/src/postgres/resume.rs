@@ -18,11 +18,12 @@ use super::ledger::{ClaimedRow, PgLedger, Prepared, TargetEntry};
 use super::pool::ledger_error;
 use super::table::Table;
 
-/// Takes the ledger's rows in key order, skipping what others hold, and writes a new lease.
+/// Takes the ledger's rows in key order, skipping what others hold, and writes a new lease. Relations
+/// of another process are left to it: a lease that nobody works on keeps them from it.
 const TAKE: &str = "\
     with due as ( \
         select d.id from tombstream.deletion d \
-        where d.id = any($1) and d.state = 'claimed' \
+        where d.id = any($1) and d.state = 'claimed' and d.relation = any($4) \
             and (d.lease_until is null or d.lease_until < clock_timestamp()) \
             and (d.due_at is null or d.due_at <= clock_timestamp()) \
             and not exists (select from tombstream.pause p where p.relation = d.relation) \
@@ -44,6 +45,7 @@ pub(super) struct ResumeSql {
 impl ResumeSql {
     pub(super) fn new(relation: &Relation) -> Self {
         let table = Table::new(relation);
+        let alive = format!("({}) is not true", table.is_set("t"));
         let late = format!(
             "update tombstream.deletion d set state = 'late_restore', closed_at = clock_timestamp(), \
                  reason = 'the row came back to life after the claim', lease_until = null \
@@ -52,7 +54,6 @@ impl ResumeSql {
              returning d.id",
             name = table.name(),
             matches = table.matches_array("t", "d.key"),
-            alive = format!("({}) is not true", table.is_set("t")),
         );
         Self { late: late.into() }
     }
@@ -89,6 +90,7 @@ impl PgLedger {
             .bind(ids)
             .bind(&self.config.owner)
             .bind(self.lease_seconds())
+            .bind(self.relation_names())
             .fetch_all(connection)
             .await?;
         rows.into_iter()
@@ -120,10 +122,10 @@ impl PgLedger {
         for (name, ids) in of_relation {
             let Some((_, prepared)) = self.relation_named(name) else { continue };
             let sql = AssertSqlSafe(Arc::clone(&prepared.resume.late));
-            late.extend(
-                sqlx::query_scalar::<_, i64>(sql).bind(ids).fetch_all(&mut *connection).await?,
-            );
-            report_late(prepared, &late);
+            let ended: Vec<i64> =
+                sqlx::query_scalar(sql).bind(ids).fetch_all(&mut *connection).await?;
+            report_late(prepared, &ended);
+            late.extend(ended);
         }
         Ok(late)
     }
