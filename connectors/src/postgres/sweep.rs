@@ -34,8 +34,10 @@ pub struct SweepConfig {
 pub struct Sweep {
     pool: PgPool,
     config: SweepConfig,
-    /// One scan for each relation, and the scan of the ledger last.
+    names: Vec<String>,
+    /// One scan for each relation, then those of the ledger.
     scans: Vec<Scan>,
+    round: u64,
     /// What is left of this round.
     todo: VecDeque<usize>,
     next_round: Instant,
@@ -44,6 +46,7 @@ pub struct Sweep {
 #[derive(Debug)]
 enum Scan {
     Flags { relation: RelationId, first: Arc<str>, next: Arc<str>, after: Option<Cursor> },
+    Orphans { relation: RelationId, sql: Arc<str>, after: Option<Vec<String>> },
     Open { after: i64 },
 }
 
@@ -69,7 +72,14 @@ impl Sweep {
             })
             .collect();
         scans.push(Scan::Open { after: 0 });
-        Self { pool, config, scans, todo: VecDeque::new(), next_round: Instant::now() }
+        scans.extend(relations.iter().zip(0..).map(|(relation, id)| Scan::Orphans {
+            relation: RelationId(id),
+            sql: orphans_sql(relation).into(),
+            after: None,
+        }));
+        let names = relations.iter().map(|relation| relation.name.to_string()).collect();
+        let todo = VecDeque::new();
+        Self { pool, config, names, scans, todo, round: 0, next_round: Instant::now() }
     }
 
     /// Reads the next page of the scan at `place`. The scan's cursor moves only with the answer.
@@ -104,9 +114,23 @@ impl Sweep {
                 *after = last;
                 Ok(Records::Candidates(candidates))
             }
+            Scan::Orphans { relation, sql, after } => {
+                let query = sqlx::query_scalar(AssertSqlSafe(Arc::clone(sql)));
+                let keys: Vec<Vec<String>> =
+                    query.bind(limit).bind(after.as_ref()).fetch_all(&self.pool).await?;
+                *after = keys.last().cloned();
+                let candidate = |key| Candidate {
+                    relation: *relation,
+                    key: Key::from_postgres(key),
+                    position: None,
+                    cause: Cause::Sweep,
+                    found: Found::Removed,
+                };
+                Ok(Records::Candidates(keys.into_iter().map(candidate).collect()))
+            }
             Scan::Open { after } => {
-                let ids: Vec<i64> =
-                    sqlx::query_scalar(OPEN).bind(limit).bind(*after).fetch_all(&self.pool).await?;
+                let query = sqlx::query_scalar(OPEN).bind(limit).bind(*after).bind(&self.names);
+                let ids: Vec<i64> = query.fetch_all(&self.pool).await?;
                 *after = ids.last().copied().unwrap_or(0);
                 Ok(Records::Open(ids.into_iter().map(DeletionId).collect()))
             }
@@ -116,6 +140,7 @@ impl Sweep {
     fn rewind(&mut self, place: usize) {
         match &mut self.scans[place] {
             Scan::Flags { after, .. } => *after = None,
+            Scan::Orphans { after, .. } => *after = None,
             Scan::Open { after } => *after = 0,
         }
     }
@@ -124,19 +149,40 @@ impl Sweep {
 /// Expired leases and what is owed and due, oldest first.
 const OPEN: &str = "\
     select d.id from tombstream.deletion d \
-    where d.state = 'claimed' and d.id > $2 \
+    where d.state = 'claimed' and d.id > $2 and d.relation = any($3) \
         and (d.lease_until is null or d.lease_until < clock_timestamp()) \
         and (d.due_at is null or d.due_at <= clock_timestamp()) \
         and not exists (select from tombstream.pause p where p.relation = d.relation) \
     order by d.id limit $1";
 
-/// A page of flagged rows that are due and that no open claim and no person looks after already.
+/// Nothing waits for a pending deletion without a row: it is looked for in one round of so many.
+const ORPHAN_ROUNDS: u64 = 30;
+
+/// Deletions that wait for a row which another hand removed. Nobody else would find them when the event
+/// was lost, or told nothing of the flag.
+fn orphans_sql(relation: &Relation) -> String {
+    let table = Table::new(relation);
+    format!(
+        "select d.key from tombstream.deletion d where d.relation = {name} \
+             and d.state in ('pending', 'hidden', 'parked') and d.claimed_at is null \
+             and d.key > coalesce($2::text[], array[]::text[]) \
+             and not exists (select from {table} t where {matches}) \
+         order by d.key limit $1",
+        name = literal(&relation.name),
+        table = table.name(),
+        matches = table.matches_array("t", "d.key"),
+    )
+}
+
+/// A page of flagged rows that are due and that no open claim, no person, no hold and no grace of
+/// their own looks after already: what waits would be locked and decided anew in every round.
 /// Ordered as the partial index is, so that the scan costs what it brings.
 fn flags_sql(relation: &Relation, config: &SweepConfig, goes_on: bool) -> String {
     let table = Table::new(relation);
     let name = literal(&relation.name);
     let wait = relation.grace.max(config.after).as_millis();
     let due = format!("(now() - interval '{wait} milliseconds')");
+    let seen = format!("(now() - interval '{} milliseconds')", relation.grace.as_millis());
     let (flag, flag_type, due) = match &relation.flag.kind {
         FlagKind::TimestampTz => (Some(table.flag("t")), "timestamptz", due),
         FlagKind::Timestamp { zone } => {
@@ -160,11 +206,18 @@ fn flags_sql(relation: &Relation, config: &SweepConfig, goes_on: bool) -> String
     format!(
         "select {key}, {shown} from {table} t where {is_set}{due}{after} \
          and not exists (select from tombstream.deletion d where d.relation = {name} \
-             and d.key = {key} and d.state in ('claimed', 'parked')) \
+             and d.key = {key} and d.state in ('pending', 'hidden', 'claimed', 'parked') \
+             and (d.state = 'claimed' \
+                 or d.state = 'parked' and {parked_flag} is not distinct from {flag_column} \
+                 or d.state in ('pending', 'hidden') and d.first_seen > {seen})) \
+         and not exists (select from tombstream.hold h where h.relation = {name} \
+             and h.key = {key} and h.released_at is null and (h.until is null or h.until > now())) \
          and not exists (select from tombstream.pause p where p.relation = {name}) \
          order by {order} limit $1",
         key = table.key("t"),
         shown = flag.map_or_else(|| "null::text".to_owned(), |flag| format!("{flag}::text")),
+        parked_flag = table.flag_value("d.flag"),
+        flag_column = table.flag("t"),
         table = table.name(),
         is_set = table.is_set("t"),
         order = order.join(", "),
@@ -176,7 +229,11 @@ impl Source for Sweep {
         loop {
             let Some(&place) = self.todo.front() else {
                 tokio::time::sleep_until(self.next_round).await;
-                self.todo = (0..self.scans.len()).collect();
+                let orphans = self.round.is_multiple_of(ORPHAN_ROUNDS);
+                self.round += 1;
+                self.todo = (0..self.scans.len())
+                    .filter(|&place| orphans || !matches!(self.scans[place], Scan::Orphans { .. }))
+                    .collect();
                 for place in 0..self.scans.len() {
                     self.rewind(place);
                 }
