@@ -1,5 +1,8 @@
 //! The ledger on a real Postgres: the claim, the finalizing transaction, what is owed, the sweep.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
+mod attack;
 mod claim;
 mod finalize;
 mod guard;
