@@ -259,7 +259,7 @@ async fn a_dead_letter_is_kept_whole_and_once() {
         key: None,
         value: Some(vec![0, 159, 146, 150].into()),
     };
-    ledger.bury(&[letter.clone()]).await.unwrap();
+    ledger.bury(std::slice::from_ref(&letter)).await.unwrap();
     ledger.bury(&[letter]).await.unwrap();
     let kept = "select count(*) from tombstream.dead_letter where topic = 't' and partition = 3 \
                 and \"offset\" = 9 and key is null and value = '\\x009f9296'";
