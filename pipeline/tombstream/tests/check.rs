@@ -32,6 +32,7 @@ table = "public.documents"
 key = [{ column = "tenant", type = "text" }, { column = "id", type = "uuid" }]
 flag = { column = "deleted_at", type = "timestamptz" }
 topics = ["app.public.documents"]
+key_reuse = "forbidden"
 targets = [
     { store = "originals", key = "{tenant}/{id}/original" },
     { store = "search", id = "{tenant}-{id}" },
@@ -153,9 +154,9 @@ fn a_target_names_a_store_and_an_address_of_its_kind() {
             ("store = \"originals\", key", "store = \"orignals\", key"),
             ("id = \"{tenant}-{id}\"", "key = \"{tenant}-{id}\""),
         ]),
-        "t.toml:26: `relation.documents.targets[0].store`: there is no store \"orignals\"\n    \
+        "t.toml:27: `relation.documents.targets[0].store`: there is no store \"orignals\"\n    \
          fix: did you mean `originals`?\n\
-         t.toml:27: `relation.documents.targets[1]`: `key` is no address in store \"search\", \
+         t.toml:28: `relation.documents.targets[1]`: `key` is no address in store \"search\", \
          whose kind is \"elasticsearch\"\n    \
          fix: write id = \"{id}\", or field = \"document_id\" with value = \"{id}\"\n"
     );
@@ -168,10 +169,10 @@ fn a_template_holds_the_whole_key_apart() {
             ("{tenant}/{id}/original", "{id}/original"),
             ("id = \"{tenant}-{id}\"", "id = \"{tenant}{id}\""),
         ]),
-        "t.toml:26: `relation.documents.targets[0].key`: `{id}/original` lacks the key column \
+        "t.toml:27: `relation.documents.targets[0].key`: `{id}/original` lacks the key column \
          `tenant`, so several rows would share one address\n    \
          fix: add {tenant}\n\
-         t.toml:27: `relation.documents.targets[1].id`: `{tenant}{id}` joins `tenant` and `id` \
+         t.toml:28: `relation.documents.targets[1].id`: `{tenant}{id}` joins `tenant` and `id` \
          with nothing between them, so `1`, `23` and `12`, `3` would share one address\n    \
          fix: put a delimiter such as / between them\n"
     );
@@ -191,13 +192,13 @@ api = { path = "documents", columns = ["id"] }
 "#;
     assert_eq!(
         said(&[("api = { path = \"documents\", columns = [\"id\"] }\n", second)]),
-        "t.toml:31: `relation.copies`: table public.documents is relation \"documents\"'s \
+        "t.toml:32: `relation.copies`: table public.documents is relation \"documents\"'s \
          already\n    \
          fix: a table is one relation; put all targets there\n\
-         t.toml:35: `relation.copies.topics`: topic \"app.public.documents\" is relation \
+         t.toml:36: `relation.copies.topics`: topic \"app.public.documents\" is relation \
          \"documents\"'s already\n    \
          fix: name a topic once; Debezium writes one for each table\n\
-         t.toml:37: `relation.copies.api.path`: path \"documents\" is relation \"documents\"'s \
+         t.toml:38: `relation.copies.api.path`: path \"documents\" is relation \"documents\"'s \
          already\n    \
          fix: give each its own path\n"
     );
@@ -279,4 +280,21 @@ fn a_file_that_is_not_there_is_said() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.starts_with("./tombstream.toml: can't be read: No such file"), "{said}");
     assert!(said.contains("TOMBSTREAM_CONFIG"), "{said}");
+}
+
+#[test]
+fn what_a_store_can_not_guard_must_be_declared() {
+    let text = WHOLE
+        .replace("key_reuse = \"forbidden\"\n", "")
+        .replace("key = \"{tenant}/{id}/original\"", "prefix = \"{tenant}/{id}/\"");
+    let (output, _folder) = check(&text);
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned()
+        + &String::from_utf8_lossy(&output.stdout);
+    for part in ["relation.documents.key_reuse", "key_reuse = \"forbidden\"", "\"originals\""] {
+        assert!(said.contains(part), "{said}");
+    }
+    for part in ["relation.documents.key_slashes", "key_slashes = \"forbidden\"", "\"tenant\""] {
+        assert!(said.contains(part), "{said}");
+    }
 }

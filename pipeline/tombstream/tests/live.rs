@@ -60,6 +60,7 @@ url = "file://{}/copies"
 table = "public.notes"
 key = [{{ column = "id", type = "bigint" }}]
 flag = {{ column = "gone", type = "timestamptz" }}
+key_reuse = "forbidden"
 targets = [{{ store = "copies", key = "{{id}}/original" }}]
 "#,
             folder.path().display()

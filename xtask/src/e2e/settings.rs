@@ -17,6 +17,15 @@ pub(super) fn text(
     bucket: &Bucket,
     ports: Ports,
 ) -> String {
+    // What a killed process had claimed waits for the end of its lease. A run with kills takes a short
+    // one, with the deadlines that fit below it.
+    let (pipeline, store) = match options.kill {
+        0 => ("", ""),
+        _ => (
+            "lease = \"20s\"\ntransaction_timeout = \"5s\"\n",
+            "timeout = \"5s\"\ndeadline = \"10s\"\n",
+        ),
+    };
     format!(
         r#"[database]
 url = {{ env = "DATABASE_URL" }}
@@ -24,7 +33,7 @@ url = {{ env = "DATABASE_URL" }}
 [pipeline]
 workers = {workers}
 listen = "127.0.0.1:{pipeline_port}"
-
+{pipeline}
 [api]
 listen = "127.0.0.1:{api_port}"
 
@@ -44,18 +53,19 @@ bucket = "{bucket}"
 access_key_id = {{ env = "AWS_ACCESS_KEY_ID" }}
 secret_access_key = {{ env = "AWS_SECRET_ACCESS_KEY" }}
 verify = "sample"
-
+{store}
 [store.search]
 kind = "elasticsearch"
 url = "{elasticsearch}"
 index = "{name}"
 verify = "read_back"
-
+{store}
 [relation.documents]
 table = "public.documents"
 key = [{{ column = "id", type = "uuid" }}]
 flag = {{ column = "deleted_at", type = "timestamptz" }}
 grace = "0s"
+key_reuse = "forbidden"
 topics = ["{name}.public.documents"]
 targets = [
     {{ store = "originals", key = "{{id}}/original" }},

@@ -24,6 +24,12 @@ pub(crate) struct RelationConfig {
     /// What a hard delete of a living row means. `ignore`: whoever removed the row looks after its
     /// copies, since nobody can ask the row any more.
     pub(crate) on_hard_delete: OnHardDelete,
+    /// Whether it was declared that no key is ever used again. Object stores have no fence against a
+    /// newer life's copy at the same address (S5), so there it must be.
+    pub(crate) key_reuse_forbidden: bool,
+    /// Whether it was declared that no text key holds a slash. A prefix reaches everything below it,
+    /// and the key `1/2` is below the key `1` (S8).
+    pub(crate) key_slashes_forbidden: bool,
     /// The topics that carry its changes. Empty: the sweep alone finds its flags.
     pub(crate) topics: Vec<(Place, String)>,
     /// Child tables that a removed row may take along. Empty: none may.
@@ -98,6 +104,8 @@ impl RelationConfig {
         let grace = section.or("grace", Duration::ZERO);
         let OnHardDeleteLeaf(on_hard_delete) =
             section.or("on_hard_delete", OnHardDeleteLeaf(OnHardDelete::Ignore));
+        let key_reuse_forbidden = section.get::<Forbidden>("key_reuse").is_some();
+        let key_slashes_forbidden = section.get::<Forbidden>("key_slashes").is_some();
         let topics_place = section.place("topics");
         let topics: Vec<String> = section.or("topics", Vec::new());
         let topics = topics.into_iter().map(|topic| (topics_place.clone(), topic)).collect();
@@ -133,6 +141,8 @@ impl RelationConfig {
             flag: flag?,
             grace,
             on_hard_delete,
+            key_reuse_forbidden,
+            key_slashes_forbidden,
             topics,
             allow_cascade,
             targets: read.into_iter().collect::<Option<_>>()?,
@@ -366,6 +376,15 @@ struct OnHardDeleteLeaf(OnHardDelete);
 impl Leaf for OnHardDeleteLeaf {
     fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
         word(value, &[("ignore", OnHardDelete::Ignore)]).map(Self)
+    }
+}
+
+/// What the user declares never to happen. There is no other word: what may happen is not written.
+struct Forbidden;
+
+impl Leaf for Forbidden {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        word(value, &[("forbidden", ())]).map(|()| Self)
     }
 }
 

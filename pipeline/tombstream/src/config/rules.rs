@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tombstream_model::{AddressTemplate, StoreId, TargetTemplate};
+use tombstream_model::{AddressTemplate, KeyKind, StoreId, TargetTemplate};
 
 use super::document::{Place, Section, nearest};
 use super::pipeline::PipelineConfig;
@@ -98,6 +98,7 @@ pub(super) fn targets(
     names: &[String],
     stores: &[StoreConfig],
 ) -> Option<Vec<TargetTemplate>> {
+    declared(section, relation, stores);
     let mut all = Some(Vec::new());
     for target in &relation.targets {
         let read = self::target(section, relation, target, names, stores);
@@ -107,6 +108,45 @@ pub(super) fn targets(
         });
     }
     all
+}
+
+/// What a store can't guard by itself must be declared, once for the relation.
+fn declared(section: &Section<'_, '_>, relation: &RelationConfig, stores: &[StoreConfig]) {
+    let missing = |key: &str, what: String, fix: &str| {
+        let key = format!("{}.{key}", relation.place.key);
+        section.problem(Place { line: relation.place.line, key }, what, fix);
+    };
+    let unfenced = relation
+        .targets
+        .iter()
+        .filter_map(|target| stores.iter().find(|store| store.name == target.store))
+        .find(|store| store.kind.holds_objects());
+    if let (Some(store), false) = (unfenced, relation.key_reuse_forbidden) {
+        missing(
+            "key_reuse",
+            format!(
+                "missing: store {:?} can't tell the copy of a row that used the key again from the \
+                 deleted one's",
+                store.name
+            ),
+            "write key_reuse = \"forbidden\" if no key is ever used again, as with uuids and \
+             sequences; else this store can't be used",
+        );
+    }
+    let prefix = relation.targets.iter().any(|it| matches!(it.shape, Shape::Prefix { .. }));
+    let text = relation.key.iter().find(|column| column.kind == KeyKind::Text);
+    if let (true, Some(column), false) = (prefix, text, relation.key_slashes_forbidden) {
+        missing(
+            "key_slashes",
+            format!(
+                "missing: the key column {:?} is text, and a prefix of the key \"1\" reaches the copies \
+                 of a key \"1/2\"",
+                column.name
+            ),
+            "write key_slashes = \"forbidden\" if no key holds a slash (a check constraint keeps it \
+             so); else name the objects with `key`",
+        );
+    }
 }
 
 fn target(
