@@ -14,8 +14,7 @@ const AT_ONCE: usize = 32;
 /// The region that the test server says it is in.
 const REGION: &str = "us-east-1";
 
-/// A bucket of one's own. Its keys hold letters, digits, `-`, `_`, `.` and `/` only: whoever needs
-/// others tests the connector itself.
+/// A bucket of one's own. Keys go out percent-encoded and come back unescaped, by code of its own.
 pub struct Bucket {
     client: Client,
     signer: Signer<Credential>,
@@ -48,7 +47,7 @@ impl Bucket {
     /// Stores all these objects.
     pub async fn put(&self, objects: impl Iterator<Item = (String, Vec<u8>)>) -> Result<()> {
         stream::iter(objects)
-            .map(|(key, object)| async move { self.send(Method::PUT, &key, object).await })
+            .map(|(key, object)| async move { self.send(Method::PUT, &encode(&key), object).await })
             .buffer_unordered(AT_ONCE)
             .try_for_each(|_| async { Ok(()) })
             .await
@@ -60,12 +59,11 @@ impl Bucket {
         loop {
             let mut query = "?list-type=2&max-keys=1000".to_owned();
             if let Some(last) = keys.last() {
-                // Ours are ids and words: the slash is all there is to escape.
-                query.push_str(&format!("&start-after={}", last.replace('/', "%2F")));
+                query.push_str(&format!("&start-after={}", encode(last).replace('/', "%2F")));
             }
             let page = self.send(Method::GET, &query, Vec::new()).await?.text().await?;
             let before = keys.len();
-            keys.extend(elements(&page, "Key").map(str::to_owned));
+            keys.extend(elements(&page, "Key").map(plain));
             match elements(&page, "IsTruncated").next() {
                 Some("true") if keys.len() > before => {}
                 Some("false") => return Ok(keys),
@@ -78,7 +76,8 @@ impl Bucket {
     pub async fn list(&self) -> Result<HashMap<String, Vec<u8>>> {
         stream::iter(self.keys().await?)
             .map(|key| async move {
-                let object = self.send(Method::GET, &key, Vec::new()).await?.bytes().await?;
+                let path = encode(&key);
+                let object = self.send(Method::GET, &path, Vec::new()).await?.bytes().await?;
                 Ok((key, object.to_vec()))
             })
             .buffer_unordered(AT_ONCE)
@@ -89,7 +88,7 @@ impl Bucket {
     /// Removes it with all that is in it.
     pub async fn remove(&self) -> Result<()> {
         stream::iter(self.keys().await?)
-            .map(|key| async move { self.send(Method::DELETE, &key, Vec::new()).await })
+            .map(|key| async move { self.send(Method::DELETE, &encode(&key), Vec::new()).await })
             .buffer_unordered(AT_ONCE)
             .try_for_each(|_| async { Ok(()) })
             .await?;
@@ -113,7 +112,37 @@ impl Bucket {
     }
 }
 
-/// The texts of all elements of that name. Ours hold nothing that XML escapes.
+/// A key as a path: the slash stays.
+fn encode(key: &str) -> String {
+    key.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
+                char::from(byte).to_string()
+            }
+            other => format!("%{other:02X}"),
+        })
+        .collect()
+}
+
+/// What XML's escapes stand for; the ampersand is the last.
+fn plain(text: &str) -> String {
+    [
+        ("&#xA;", "\n"),
+        ("&#xD;", "\r"),
+        ("&#x9;", "\t"),
+        ("&#34;", "\""),
+        ("&quot;", "\""),
+        ("&#39;", "'"),
+        ("&apos;", "'"),
+        ("&lt;", "<"),
+        ("&gt;", ">"),
+        ("&amp;", "&"),
+    ]
+    .iter()
+    .fold(text.to_owned(), |text, (escaped, meant)| text.replace(escaped, meant))
+}
+
+/// The texts of all elements of that name, as they are written.
 fn elements<'a>(xml: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
     let (open, close) = (format!("<{name}>"), format!("</{name}>"));
     let mut rest = xml;
@@ -137,5 +166,12 @@ mod tests {
         assert_eq!(elements(page, "Key").collect::<Vec<_>>(), ["a/original", "b/original"]);
         assert_eq!(elements(page, "IsTruncated").next(), Some("false"));
         assert_eq!(elements(page, "None").next(), None);
+    }
+
+    #[test]
+    fn odd_keys_go_out_encoded_and_come_back_as_they_were() {
+        assert_eq!(encode("a/b-1.x"), "a/b-1.x");
+        assert_eq!(encode("50%/a b+\u{e9}"), "50%25/a%20b%2B%C3%A9");
+        assert_eq!(plain("&amp;lt;&#xA;&lt;&#34;"), "&lt;\n<\"");
     }
 }

@@ -89,6 +89,19 @@ impl Index {
         Ok(found)
     }
 
+    /// Changes its settings, such as `{"index.blocks.write": true}`.
+    pub async fn set(&self, settings: &Value) -> Result<()> {
+        let path = format!("{}/_settings", self.name);
+        self.ask(self.request(Method::PUT, &path).json(settings)).await?;
+        Ok(())
+    }
+
+    /// Makes it answer to another name too.
+    pub async fn alias(&self, name: &str) -> Result<()> {
+        self.ask(self.request(Method::PUT, &format!("{}/_alias/{name}", self.name))).await?;
+        Ok(())
+    }
+
     pub async fn remove(&self) -> Result<()> {
         self.ask(self.request(Method::DELETE, &self.name)).await?;
         Ok(())

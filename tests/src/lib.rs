@@ -20,7 +20,7 @@ pub use index::Index;
 pub use program::{Program, Running, free_port};
 pub use servers::Servers;
 #[cfg(feature = "live")]
-pub use topic::Topic;
+pub use topic::{Place, Record, Topic};
 
 /// A name that serves a database, an index, a topic and a slot alike; see [`Bucket`] for its own.
 pub fn random_name(start: &str) -> String {

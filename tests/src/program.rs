@@ -6,7 +6,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::fs::OpenOptions;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::{ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 use tokio::process::{Child, Command};
 
@@ -43,7 +43,11 @@ impl Program {
         let built = test.parent().and_then(Path::parent).context("a test lies in deps")?;
         let binary = built.join("tombstream");
         if !binary.is_file() {
-            bail!("{} is not built: cargo build --workspace", binary.display());
+            bail!(
+                "{} is not built: run `cargo build -p tombstream`, or `cargo xtask test`, which \
+                 builds it first",
+                binary.display()
+            );
         }
         let target = built.parent().context("a profile lies in the target folder")?;
         Self::at(binary, target.join("e2e").join(name), config, variables)
@@ -73,6 +77,27 @@ impl Program {
         bail!("`tombstream {}`: {status}\n{}", arguments.join(" "), running.end_of_log())
     }
 
+    /// Runs a command that ends by itself, however it ends: its exit code and all it said.
+    pub async fn output(&self, arguments: &[&str]) -> Result<Output> {
+        let output = self.command(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
+        match tokio::time::timeout(READY_MAX, output).await {
+            Ok(output) => output.with_context(|| format!("can't run {}", self.binary.display())),
+            Err(_) => {
+                bail!("`tombstream {}` did not end within {READY_MAX:?}", arguments.join(" "))
+            }
+        }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
+        command
+            .args(arguments)
+            .arg("--config")
+            .arg(&self.config)
+            .envs(self.variables.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
     /// Starts a command that stays, and waits until `url` is answered well.
     pub async fn start(&self, arguments: &[&str], url: &str) -> Result<Running> {
         let client = Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
@@ -97,11 +122,8 @@ impl Program {
         let name = arguments.first().context("a command has a name")?;
         let path = self.folder.join(format!("{name}.log"));
         let log = OpenOptions::new().create(true).append(true).open(&path)?;
-        let child = Command::new(&self.binary)
-            .args(arguments)
-            .arg("--config")
-            .arg(&self.config)
-            .envs(self.variables.iter().map(|(name, value)| (name, value)))
+        let child = self
+            .command(arguments)
             .stdin(Stdio::null())
             .stderr(log.try_clone()?)
             .stdout(log)

@@ -1,0 +1,9 @@
+//! The contract and the fault catalogue on the real binary and real servers, without Debezium: the
+//! sweep finds the flags, or events are written straight to a topic. Each takes seconds.
+//!
+//! Every test makes its own database, bucket, index and topics ([`scene::Scene`]), runs `tombstream`
+//! as processes, and judges by listing the stores and the table. Nothing is waited for by time:
+//! [`scene::until`] polls a condition with a bound.
+
+mod keys;
+mod scene;
