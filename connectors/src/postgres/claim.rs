@@ -28,7 +28,8 @@ pub(super) struct ClaimSql {
     lock: Arc<str>,
     decide: Arc<str>,
     vanished: Arc<str>,
-    columns: Vec<String>,
+    /// The columns that the templates name.
+    pub(super) columns: Vec<String>,
 }
 
 /// A row that this transaction has locked, with the addresses of its copies.
@@ -255,28 +256,44 @@ impl PgLedger {
     /// The addresses come from the locked row itself, so nobody changes a templated column between
     /// here and the ledger's entry.
     fn locked(&self, prepared: &Prepared, row: &PgRow) -> Result<Locked, sqlx::Error> {
-        let texts = (0..prepared.claim.columns.len())
-            .map(|n| row.try_get::<Option<String>, _>(n + 3))
-            .collect::<Result<Vec<_>, _>>()?;
-        let columns: Vec<&str> = prepared.claim.columns.iter().map(String::as_str).collect();
-        let values: Vec<Option<&str>> = texts.iter().map(Option::as_deref).collect();
-        let columns = Row { columns: &columns, values: &values };
-        let mut targets = Vec::with_capacity(prepared.relation.targets.len());
-        let mut refusal = None;
-        for template in &prepared.relation.targets {
-            let store = self.store_name(template.store).to_owned();
-            match template.address.resolve(columns) {
-                Ok(address) => targets.push(TargetEntry { store, address, outcome: None }),
-                Err(error) => refusal = Some(format!("no address in store {store}: {error}")),
-            }
-        }
+        let resolved = self.addresses(prepared, row, 3)?;
+        let refusal = resolved.as_ref().err().cloned();
         Ok(Locked {
             key: Key::from_postgres(row.try_get::<Vec<String>, _>(0)?),
             flag: row.try_get(1)?,
             flag_at: row.try_get(2)?,
-            targets,
+            targets: resolved.unwrap_or_default(),
             refusal,
         })
+    }
+
+    /// The addresses of a row's copies, whose template columns begin at `first`; or why there are none
+    /// that are safe.
+    pub(super) fn addresses(
+        &self,
+        prepared: &Prepared,
+        row: &PgRow,
+        first: usize,
+    ) -> Result<Result<Vec<TargetEntry>, String>, sqlx::Error> {
+        let names = &prepared.claim.columns;
+        let texts = (0..names.len())
+            .map(|n| row.try_get::<Option<String>, _>(n + first))
+            .collect::<Result<Vec<_>, _>>()?;
+        let columns: Vec<&str> = names.iter().map(String::as_str).collect();
+        let values: Vec<Option<&str>> = texts.iter().map(Option::as_deref).collect();
+        let columns = Row { columns: &columns, values: &values };
+        Ok(prepared
+            .relation
+            .targets
+            .iter()
+            .map(|template| {
+                let store = self.store_name(template.store).to_owned();
+                match template.address.resolve(columns) {
+                    Ok(address) => Ok(TargetEntry { store, address, outcome: None }),
+                    Err(error) => Err(format!("no address in store {store}: {error}")),
+                }
+            })
+            .collect())
     }
 
     async fn decide(

@@ -7,20 +7,14 @@
 use std::sync::Arc;
 
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
-use tracing::{error, warn};
+use tracing::warn;
 
-use tombstream_model::{
-    Ending, Key, LedgerError, Outcome, Relation, RelationId, Settled, StoreId, Verdict,
-};
+use tombstream_model::{Ending, Key, LedgerError, Outcome, Relation, RelationId, Settled};
 
 use super::ledger::{PgLedger, Prepared, TargetEntry};
 use super::pool::ledger_error;
 use super::resume::report_late;
 use super::table::{Table, key_arrays, literal};
-
-/// First attempts that a share of absent copies is taken over, and from how many on it counts (S6).
-const SHARE_WINDOW: usize = 1_000;
-const SHARE_FROM: usize = 100;
 
 /// No lock of the rows themselves is waited for, but foreign keys and triggers wait for others'. Short,
 /// since a batch is halved with each wait. A deferred constraint speaks before the commit, behind whose
@@ -156,8 +150,6 @@ enum Failure {
     Row(sqlx::Error),
     /// A row's removal waited for a lock.
     Locked,
-    /// More copies were absent than the relation's limit allows.
-    Absent(Vec<AbsentStore>),
 }
 
 /// Whether the removal of a row was refused, or the statement as a whole can't run.
@@ -183,13 +175,6 @@ fn refused(error: sqlx::Error) -> Failure {
     }
 }
 
-/// A store in which too many copies were absent.
-struct AbsentStore {
-    store: StoreId,
-    absent: usize,
-    of: usize,
-}
-
 impl PgLedger {
     /// A batch that the database refuses is halved until the refused rows are alone: 499 of 500 go,
     /// one is parked with the reason.
@@ -198,19 +183,18 @@ impl PgLedger {
         relation: RelationId,
         batch: &[Settled],
     ) -> Result<Vec<Ending>, LedgerError> {
+        if self.absent_too_often(relation, batch).await? {
+            return Ok(vec![Ending::Paused; batch.len()]);
+        }
         let mut endings = vec![Ending::Later; batch.len()];
         let mut open: Vec<_> = std::iter::once(0..batch.len()).collect();
         while let Some(range) = open.pop() {
             let part = &batch[range.clone()];
             match self.finalize_part(relation, part).await {
                 Ok(done) => endings[range].clone_from_slice(&done),
-                Err(Failure::Absent(stores)) => {
-                    self.pause(relation, part, &stores).await?;
-                    endings[range].fill(Ending::Paused);
-                }
                 Err(Failure::Ledger(error)) => return Err(error),
                 // Another's transaction holds what would go along, a child say: the sweep comes again.
-                Err(Failure::Locked) if part.len() == 1 => self.owe_batch(part).await?,
+                Err(Failure::Locked) if part.len() == 1 => self.record_owed(part).await?,
                 Err(Failure::Row(error)) if part.len() == 1 => {
                     self.park(relation, &part[0], &error).await?;
                     endings[range].fill(Ending::Parked);
@@ -260,10 +244,7 @@ impl PgLedger {
     ) -> Result<Vec<Ending>, Failure> {
         let failed = |error| Failure::Ledger(ledger_error(error));
         let locked = lock(connection, prepared, batch).await.map_err(failed)?;
-        let endings = self.remove(connection, prepared, batch, &locked).await.map_err(refused)?;
-        // The counter row is the last lock. What crosses the limit is rolled back as a whole.
-        let crossed = self.count_absent(connection, prepared, batch).await.map_err(failed)?;
-        if crossed.is_empty() { Ok(endings) } else { Err(Failure::Absent(crossed)) }
+        self.remove(connection, prepared, batch, &locked).await.map_err(refused)
     }
 
     async fn remove(
@@ -331,83 +312,6 @@ impl PgLedger {
         serde_json::to_string(&entries).map_err(|error| sqlx::Error::Encode(Box::new(error)))
     }
 
-    /// Adds the batch's first attempts to each store's last 1,000, and says where too many were absent.
-    async fn count_absent(
-        &self,
-        connection: &mut PgConnection,
-        prepared: &Prepared,
-        batch: &[Settled],
-    ) -> Result<Vec<AbsentStore>, sqlx::Error> {
-        let mut crossed = Vec::new();
-        for (n, store) in self.config.stores.iter().enumerate() {
-            let seen = first_attempts(batch, n);
-            if store.absent_share_max >= 1.0 || seen.is_empty() {
-                continue;
-            }
-            let recent: String = sqlx::query_scalar(
-                "insert into tombstream.absent_share as s (relation, store, recent) \
-                 values ($1, $2, right($3, $4)) on conflict (relation, store) \
-                 do update set recent = right(s.recent || $3, $4) returning recent",
-            )
-            .bind(&*prepared.relation.name)
-            .bind(&*store.name)
-            .bind(seen)
-            .bind(i32::try_from(SHARE_WINDOW).unwrap_or(i32::MAX))
-            .fetch_one(&mut *connection)
-            .await?;
-            let (absent, of) = (recent.matches('1').count(), recent.len());
-            // Shares of at most 1,000 are exact in a double.
-            if of >= SHARE_FROM && absent as f64 > store.absent_share_max * of as f64 {
-                let store = StoreId(u16::try_from(n).unwrap_or(u16::MAX));
-                crossed.push(AbsentStore { store, absent, of });
-            }
-        }
-        Ok(crossed)
-    }
-
-    /// Pauses the relation, showing what was looked for, and gives the leases back.
-    async fn pause(
-        &self,
-        relation: RelationId,
-        batch: &[Settled],
-        stores: &[AbsentStore],
-    ) -> Result<(), LedgerError> {
-        let prepared = self.prepared(relation);
-        let mut transaction = self.pool.begin().await.map_err(ledger_error)?;
-        for crossed in stores {
-            let addresses: Vec<_> = batch
-                .iter()
-                .flat_map(|settled| settled.claimed.targets.iter().zip(&settled.outcomes))
-                .filter(|(claimed, outcome)| {
-                    claimed.target.store == crossed.store && outcome.verdict == Verdict::Absent
-                })
-                .map(|(claimed, _)| &claimed.target.address)
-                .take(10)
-                .collect();
-            let reason = format!(
-                "{} of the last {} copies in store {} were not there: is the template right?",
-                crossed.absent,
-                crossed.of,
-                self.store_name(crossed.store)
-            );
-            error!(relation = %prepared.relation.name, reason, "relation paused");
-            sqlx::query(
-                "insert into tombstream.pause (relation, reason, detail) \
-                 values ($1, $2, jsonb_build_object('store', $3::text, 'absent', $4::jsonb)) \
-                 on conflict (relation) do nothing",
-            )
-            .bind(&*prepared.relation.name)
-            .bind(reason)
-            .bind(self.store_name(crossed.store))
-            .bind(sqlx::types::Json(addresses))
-            .execute(&mut *transaction)
-            .await
-            .map_err(ledger_error)?;
-        }
-        transaction.commit().await.map_err(ledger_error)?;
-        self.owe_batch(batch).await
-    }
-
     /// Keeps a deletion whose row the database refuses to remove for a person.
     async fn park(
         &self,
@@ -459,19 +363,4 @@ async fn lock(
         query.fetch_all(connection).await?.into_iter().map(Key::from_postgres).collect();
     keys.sort_unstable();
     Ok(keys)
-}
-
-/// `'1'` for each first attempt in the store that found nothing, `'0'` for each that found its copy.
-fn first_attempts(batch: &[Settled], store: usize) -> String {
-    let of_store = |settled: &&Settled| settled.claimed.first_attempt;
-    let outcome = |(claimed, outcome): (&tombstream_model::ClaimedTarget, &Outcome)| {
-        (usize::from(claimed.target.store.0) == store && claimed.confirmed.is_none())
-            .then_some(if outcome.verdict == Verdict::Absent { '1' } else { '0' })
-    };
-    batch
-        .iter()
-        .filter(of_store)
-        .flat_map(|settled| settled.claimed.targets.iter().zip(&settled.outcomes))
-        .filter_map(outcome)
-        .collect()
 }

@@ -8,9 +8,11 @@
 //! Lock order everywhere: relation row, ledger row, counter row. Every batch takes its rows in key
 //! order with `skip locked`; what it skips is left to the sweep.
 
+mod absent;
 mod bury;
 mod check;
 mod claim;
+mod correct;
 mod finalize;
 mod generation;
 mod guard;
@@ -23,11 +25,12 @@ mod sweep;
 mod table;
 
 pub use check::{Finding, Severity, check, check_ledger, references};
+pub use correct::Resumed;
 pub use guard::{InstallError, install_relation, relation_sql};
 pub use ledger::{LedgerConfig, LedgerStore, PgLedger};
 pub use pool::{MigrateFailure, connect, migrate};
 pub use status::{
     DeadLetterRow, OwedStore, PausedRelation, RelationStatus, Status, dead_letter, dead_letters,
-    resume_relation, status,
+    status,
 };
 pub use sweep::{Sweep, SweepConfig};

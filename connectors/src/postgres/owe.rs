@@ -1,9 +1,12 @@
 //! What is owed: targets that no store has confirmed in time, left to the sweep so that the frontier
 //! can move (L3).
 
+use std::collections::BTreeMap;
+
+use sqlx::PgExecutor;
 use tracing::warn;
 
-use tombstream_model::{LedgerError, Settled, Verdict};
+use tombstream_model::{LedgerError, RelationId, Settled, Verdict};
 
 use super::ledger::PgLedger;
 use super::pool::ledger_error;
@@ -28,17 +31,44 @@ const OWE: &str = "\
     from mine where d.id = mine.id";
 
 impl PgLedger {
+    /// What one store owes says nothing against what another did not find: first attempts count here
+    /// as they do in finalize.
     pub(super) async fn owe_batch(&self, batch: &[Settled]) -> Result<(), LedgerError> {
+        let mut of_relation: BTreeMap<RelationId, Vec<Settled>> = BTreeMap::new();
+        for settled in batch {
+            of_relation.entry(settled.claimed.relation).or_default().push(settled.clone());
+        }
+        for (relation, part) in of_relation {
+            if !self.absent_too_often(relation, &part).await? {
+                self.record_owed(&part).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes down what is owed.
+    pub(super) async fn record_owed(&self, batch: &[Settled]) -> Result<(), LedgerError> {
+        let parked = self.write_owed(&self.pool, batch).await.map_err(ledger_error)?;
+        for (relation, reason) in parked {
+            let relation = self.prepared(relation).relation.name.to_string();
+            warn!(relation, reason, "deletion parked: a store refuses");
+            metrics::counter!("tombstream_parked_total", "relation" => relation).increment(1);
+        }
+        Ok(())
+    }
+
+    /// The statement, in the caller's transaction or alone. Says what it parked, and why.
+    pub(super) async fn write_owed(
+        &self,
+        executor: impl PgExecutor<'_>,
+        batch: &[Settled],
+    ) -> Result<Vec<(RelationId, String)>, sqlx::Error> {
         let ids: Vec<i64> = batch.iter().map(|settled| settled.claimed.id.0).collect();
         let tokens: Vec<i64> = batch.iter().map(|settled| settled.claimed.fence.token).collect();
-        let targets = batch
-            .iter()
-            .map(|settled| self.entries(settled))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(ledger_error)?;
+        let targets =
+            batch.iter().map(|settled| self.entries(settled)).collect::<Result<Vec<_>, _>>()?;
         let reasons: Vec<Option<String>> =
             batch.iter().map(|settled| self.needs_a_person(settled)).collect();
-        let parked = reasons.iter().flatten().count();
         sqlx::query(OWE)
             .bind(ids)
             .bind(tokens)
@@ -46,15 +76,10 @@ impl PgLedger {
             .bind(&reasons)
             .bind(self.config.owed_wait_min.as_secs_f64())
             .bind(self.config.owed_wait_max.as_secs_f64())
-            .execute(&self.pool)
-            .await
-            .map_err(ledger_error)?;
-        if parked > 0 {
-            let first = reasons.iter().flatten().next();
-            warn!(parked, first, "deletions parked: a store refuses");
-            metrics::counter!("tombstream_parked_total").increment(parked as u64);
-        }
-        Ok(())
+            .execute(executor)
+            .await?;
+        let relations = batch.iter().map(|settled| settled.claimed.relation);
+        Ok(relations.zip(reasons).filter_map(|(id, reason)| Some((id, reason?))).collect())
     }
 
     /// Why asking again is no use, if so.

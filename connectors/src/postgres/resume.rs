@@ -19,7 +19,8 @@ use super::pool::ledger_error;
 use super::table::Table;
 
 /// Takes the ledger's rows in key order, skipping what others hold, and writes a new lease. Relations
-/// of another process are left to it: a lease that nobody works on keeps them from it.
+/// of another process are left to it: a lease that nobody works on keeps them from it. A hold that came
+/// after the claim stops what is left to destroy.
 const TAKE: &str = "\
     with due as ( \
         select d.id from tombstream.deletion d \
@@ -27,6 +28,9 @@ const TAKE: &str = "\
             and (d.lease_until is null or d.lease_until < clock_timestamp()) \
             and (d.due_at is null or d.due_at <= clock_timestamp()) \
             and not exists (select from tombstream.pause p where p.relation = d.relation) \
+            and not exists (select from tombstream.hold h where h.relation = d.relation \
+                and h.key = d.key and h.released_at is null \
+                and (h.until is null or h.until > now())) \
         order by d.relation, d.key for update of d skip locked \
     ), \
     token as materialized (select nextval('tombstream.lease_token') as token) \

@@ -129,20 +129,3 @@ pub async fn dead_letter(pool: &PgPool, id: i64) -> Result<Option<DeadLetterRow>
         .fetch_optional(pool)
         .await
 }
-
-/// Ends a relation's pause and forgets its absent shares, so that it is judged anew. Says whether it
-/// was paused.
-pub async fn resume_relation(pool: &PgPool, relation: &str) -> Result<bool, sqlx::Error> {
-    let mut transaction = pool.begin().await?;
-    let resumed = sqlx::query("delete from tombstream.pause where relation = $1")
-        .bind(relation)
-        .execute(&mut *transaction)
-        .await?
-        .rows_affected();
-    sqlx::query("delete from tombstream.absent_share where relation = $1")
-        .bind(relation)
-        .execute(&mut *transaction)
-        .await?;
-    transaction.commit().await?;
-    Ok(resumed > 0)
-}

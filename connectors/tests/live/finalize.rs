@@ -206,6 +206,86 @@ async fn a_wrong_template_pauses_the_relation_before_the_rows_go() {
 }
 
 #[tokio::test]
+async fn what_was_claimed_under_a_wrong_template_gets_the_right_address_when_resumed() {
+    let database = Database::with_documents(true).await;
+    let strict = |config: &mut tombstream_connectors::postgres::LedgerConfig| {
+        config.stores[0].absent_share_max = 0.5;
+    };
+    let wrong = database.ledger_with(documents(), strict);
+    let (_, claims) = claimed(&database, 120).await;
+    let mut batch = all(claims, Verdict::Deleted);
+    for settled in &mut batch {
+        settled.outcomes[0] = Outcome::new(Verdict::Absent, "404");
+    }
+    assert_eq!(wrong.finalize(DOCUMENTS, &batch).await.unwrap(), vec![Ending::Paused; 120]);
+
+    let mut relation = documents();
+    relation.targets[0].address = tombstream_model::AddressTemplate::Object {
+        bucket: "documents".into(),
+        key: tombstream_model::Template::parse("right/{id}").unwrap(),
+    };
+    let right = database.ledger_with(relation, strict);
+    let resumed = right.resume_relation(DOCUMENTS).await.unwrap();
+    assert!(resumed.was_paused);
+    assert_eq!(resumed.corrected, 120);
+
+    let open: Vec<i64> = sqlx::query_scalar("select id from tombstream.deletion")
+        .fetch_all(&database.pool)
+        .await
+        .unwrap();
+    let open: Vec<_> = open.into_iter().map(tombstream_model::DeletionId).collect();
+    let taken = right.resume(&open).await.unwrap();
+    assert_eq!(taken.len(), 120);
+    for claimed in &taken {
+        let tombstream_model::Address::Object { key, .. } = &claimed.targets[0].target.address
+        else {
+            panic!("an object")
+        };
+        assert!(key.starts_with("right/"), "{key}");
+        assert!(claimed.targets[0].confirmed.is_none(), "it is looked for again");
+        assert!(claimed.targets[1].confirmed.is_some(), "what was right stays confirmed");
+    }
+    database.drop_database().await;
+}
+
+#[tokio::test]
+async fn a_wrong_template_is_noticed_while_another_store_owes() {
+    let database = Database::with_documents(true).await;
+    let ledger =
+        database.ledger_with(documents(), |config| config.stores[0].absent_share_max = 0.5);
+    let (_, claims) = claimed(&database, 120).await;
+    let mut batch = all(claims, Verdict::Unknown);
+    for settled in &mut batch {
+        settled.outcomes[0] = Outcome::new(Verdict::Absent, "404");
+    }
+    ledger.owe(&batch).await.unwrap();
+    assert_eq!(database.count("select count(*) from tombstream.pause").await, 1);
+    database.drop_database().await;
+}
+
+#[tokio::test]
+async fn a_hold_that_came_after_the_claim_stops_what_is_left_to_destroy() {
+    let database = Database::with_documents(true).await;
+    let ledger = database.ledger(documents());
+    let (keys, claims) = claimed(&database, 1).await;
+    let id = claims[0].id;
+    ledger.owe(&all(claims, Verdict::Unknown)).await.unwrap();
+    sqlx::query(
+        "insert into tombstream.hold (relation, key, case_name, actor) \
+         values ('documents', $1, 'case 7', 'legal')",
+    )
+    .bind(keys[0].columns().map(str::to_owned).collect::<Vec<_>>())
+    .execute(&database.pool)
+    .await
+    .unwrap();
+    database.pool.execute("update tombstream.deletion set due_at = null").await.unwrap();
+    assert!(ledger.resume(&[id]).await.unwrap().is_empty());
+    database.pool.execute("update tombstream.hold set released_at = now()").await.unwrap();
+    assert_eq!(ledger.resume(&[id]).await.unwrap().len(), 1);
+    database.drop_database().await;
+}
+
+#[tokio::test]
 async fn rows_without_copies_are_finalized_while_their_share_is_small() {
     let database = Database::with_documents(true).await;
     let ledger =

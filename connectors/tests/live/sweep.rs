@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sqlx::Executor;
 
-use tombstream_connectors::postgres::{Sweep, SweepConfig, resume_relation, status};
+use tombstream_connectors::postgres::{Sweep, SweepConfig, status};
 use tombstream_model::{FlagKind, Key, Ledger, Records, Relation, Source, Verdict};
 
 use super::support::{DOCUMENTS, Database, candidates, documents, settled};
@@ -109,8 +109,9 @@ async fn a_paused_relation_is_not_swept_until_it_is_resumed() {
         .unwrap();
     let mut sweep = sweep(&database, documents(), 10, Duration::ZERO);
     finds_nothing(&mut sweep).await;
-    assert!(resume_relation(&database.pool, "documents").await.unwrap());
-    assert!(!resume_relation(&database.pool, "documents").await.unwrap());
+    let ledger = database.ledger(documents());
+    assert!(ledger.resume_relation(DOCUMENTS).await.unwrap().was_paused);
+    assert!(!ledger.resume_relation(DOCUMENTS).await.unwrap().was_paused);
     assert_eq!(found(&mut sweep, 1).await.len(), 1);
     database.drop_database().await;
 }

@@ -168,8 +168,8 @@ pub trait Ledger: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<Ending>, LedgerError>> + Send;
 
     /// Writes down what is not confirmed, so that the sweep drives it again, and ends the leases.
-    /// A target that a person must see ([`crate::Verdict::Refused`]) parks its deletion; one that is
-    /// superseded ends it.
+    /// A target that a person must see ([`crate::Verdict::Refused`], [`crate::Verdict::Superseded`])
+    /// parks its deletion.
     fn owe(&self, batch: &[Settled]) -> impl Future<Output = Result<(), LedgerError>> + Send;
 
     /// Keeps messages that could not be decoded. The same message twice is kept once.

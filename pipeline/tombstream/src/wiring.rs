@@ -49,7 +49,7 @@ pub(crate) async fn connect(database: &DatabaseConfig, who: &str) -> anyhow::Res
 /// Everything that `tombstream run` runs.
 pub(crate) async fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pipeline<PgLedger>> {
     let relations = Arc::clone(&config.relations);
-    let ledger = PgLedger::new(pool.clone(), Arc::clone(&relations), ledger_config(config));
+    let ledger = ledger(config, pool.clone());
     let mut stores = Vec::new();
     for (store, id) in config.stores.iter().zip(0..) {
         let sink: Arc<dyn ErasedSink> = match connect_store(store)? {
@@ -86,6 +86,11 @@ pub(crate) async fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pi
     let generation = ledger.generation().await.context("the ledger's generation")?;
     let limits = tombstream_dataflow::Config { generation, ..limits(config) };
     Ok(Pipeline { config: limits, relations, ledger: Arc::new(ledger), stores, sources })
+}
+
+/// The ledger of the configured relations and stores.
+pub(crate) fn ledger(config: &Config, pool: PgPool) -> PgLedger {
+    PgLedger::new(pool, Arc::clone(&config.relations), ledger_config(config))
 }
 
 /// The topics of all relations.

@@ -1,7 +1,7 @@
-//! `tombstream resume`: ends a relation's pause.
+//! `tombstream resume`: ends a relation's pause, after its addresses were looked at.
 
 use anyhow::Context as _;
-use tombstream_connectors::postgres;
+use tombstream_model::RelationId;
 
 use super::migrate::chosen;
 use crate::config::Config;
@@ -16,13 +16,19 @@ pub(super) struct Args {
 pub(super) async fn resume(config: Config, args: Args) -> anyhow::Result<()> {
     chosen(&config, Some(&args.relation))?;
     let pool = wiring::connect(&config.database, "tombstream-resume").await?;
-    let was_paused = postgres::resume_relation(&pool, &args.relation)
+    let place = config.relations.iter().position(|relation| *relation.name == *args.relation);
+    let relation = RelationId(u16::try_from(place.context("chosen above")?)?);
+    let resumed = wiring::ledger(&config, pool)
+        .resume_relation(relation)
         .await
         .context("the ledger can't be written; is it migrated (`tombstream migrate`)?")?;
-    if was_paused {
+    if resumed.was_paused {
         println!("{} goes on; its absent share is counted anew", args.relation);
     } else {
         println!("{} was not paused", args.relation);
+    }
+    if resumed.corrected > 0 {
+        println!("{} claimed deletions got the addresses of this configuration", resumed.corrected);
     }
     Ok(())
 }
