@@ -48,7 +48,10 @@ impl Serialize for Row<'_> {
 
 /// A timestamp as Postgres spells it, in UTC. `infinity`, and years that RFC 3339 can't spell, stay.
 pub(crate) fn in_utc(text: &str) -> String {
-    match DateTime::parse_from_rfc3339(text) {
+    // JSON has the form of RFC 3339; a cast to text has a space, and an offset of hours alone.
+    let parsed = DateTime::parse_from_rfc3339(text)
+        .or_else(|_| DateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f%#z"));
+    match parsed {
         Ok(time) => rfc3339(time.to_utc()),
         Err(_) => text.to_owned(),
     }
@@ -68,6 +71,9 @@ mod tests {
         for (from, to) in [
             ("2026-11-23T12:00:00+02:00", "2026-11-23T10:00:00Z"),
             ("2026-11-23T10:00:00.123456+00:00", "2026-11-23T10:00:00.123456Z"),
+            ("2026-11-23 10:00:00.123456+00", "2026-11-23T10:00:00.123456Z"),
+            ("2026-11-23 10:00:00+00", "2026-11-23T10:00:00Z"),
+            ("2026-11-23 12:30:00+02:30", "2026-11-23T10:00:00Z"),
             ("infinity", "infinity"),
             ("294276-12-31T23:59:59+00:00", "294276-12-31T23:59:59+00:00"),
         ] {

@@ -125,7 +125,7 @@ pub async fn check(pool: &PgPool, relation: &Relation) -> Result<Vec<Finding>, s
         )),
     });
     findings.push(published(pool, relation).await?);
-    findings.extend(guards(pool, table).await?);
+    findings.extend(guards(pool, relation).await?);
     findings.push(index(pool, relation).await?);
     findings.extend(references(pool, relation).await?);
     Ok(findings)
@@ -229,13 +229,17 @@ async fn published(pool: &PgPool, relation: &Relation) -> Result<Finding, sqlx::
     })
 }
 
-async fn guards(pool: &PgPool, table: i64) -> Result<Vec<Finding>, sqlx::Error> {
+/// Whether the guard triggers are installed, and fire for every session (S2).
+pub async fn guards(pool: &PgPool, relation: &Relation) -> Result<Vec<Finding>, sqlx::Error> {
     let mut findings = Vec::new();
     for timing in ["before", "after"] {
         let enabled: Option<String> = sqlx::query_scalar(
-            "select tgenabled::text from pg_trigger where tgrelid = $1::oid and tgname = $2",
+            "select g.tgenabled::text from pg_trigger g join pg_class c on c.oid = g.tgrelid \
+             join pg_namespace n on n.oid = c.relnamespace \
+             where n.nspname = $1 and c.relname = $2 and g.tgname = $3",
         )
-        .bind(table)
+        .bind(&relation.schema)
+        .bind(&relation.table)
         .bind(trigger_name(timing))
         .fetch_optional(pool)
         .await?;

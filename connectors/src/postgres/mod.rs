@@ -24,7 +24,7 @@ mod status;
 mod sweep;
 mod table;
 
-pub use check::{Finding, Severity, check, check_ledger, references};
+pub use check::{Finding, Severity, check, check_ledger, guards, references};
 pub use correct::Resumed;
 pub use guard::{InstallError, install_relation, relation_sql};
 pub use ledger::{LedgerConfig, LedgerStore, PgLedger};

@@ -66,6 +66,12 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
         // Not left to `check --live` alone: a removed row would touch living children (S3).
         let references = postgres::references(&pool, relation).await;
         findings.extend(references.with_context(|| format!("relation {}", relation.name))?);
+        // It runs without, but promises less: a late restore is noticed, not refused (S2).
+        for guard in postgres::guards(&pool, relation).await.context("the guard triggers")? {
+            if guard.severity != Severity::Good {
+                warn!(relation = %relation.name, "{}", guard.text);
+            }
+        }
     }
     for finding in findings {
         match finding.severity {
