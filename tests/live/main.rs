@@ -5,5 +5,10 @@
 //! as processes, and judges by listing the stores and the table. Nothing is waited for by time:
 //! [`scene::until`] polls a condition with a bound.
 
+mod crash;
+mod event;
 mod keys;
+mod outage;
+mod poison;
+mod replay;
 mod scene;
