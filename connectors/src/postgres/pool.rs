@@ -3,8 +3,9 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use sqlx::Connection as _;
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 
 use tombstream_model::LedgerError;
 
@@ -38,11 +39,25 @@ pub async fn connect(
     if !prepared_statements {
         options = options.statement_cache_capacity(0);
     }
-    PgPoolOptions::new()
+    let pool = PgPoolOptions::new()
         .max_connections(pool_max)
         .acquire_timeout(Duration::from_secs(10))
-        .connect_with(options)
-        .await
+        .connect_with(options.clone())
+        .await;
+    match pool {
+        // The pool knocks again and again, and does not say what it was told.
+        Err(sqlx::Error::PoolTimedOut) => Err(told(&options).await),
+        other => other,
+    }
+}
+
+/// What one more attempt is told. A server that lets it in now was too late all the same.
+async fn told(options: &PgConnectOptions) -> sqlx::Error {
+    let attempt = PgConnection::connect_with(options);
+    match tokio::time::timeout(Duration::from_secs(5), attempt).await {
+        Ok(Err(error)) => error,
+        Ok(Ok(_)) | Err(_) => sqlx::Error::PoolTimedOut,
+    }
 }
 
 /// Brings the schema `tombstream` to this binary's version. Several processes may do it at once.

@@ -43,7 +43,19 @@ pub(crate) async fn connect(database: &DatabaseConfig, who: &str) -> anyhow::Res
     let pool_max = database.pool_max.get();
     postgres::connect(url.expose(), pool_max, database.prepared_statements, who)
         .await
-        .context("the database can't be reached: is database.url right, and does it listen?")
+        .with_context(|| unreached(url.expose()))
+}
+
+/// What to do about a database that can't be reached, and where it was looked for.
+fn unreached(url: &str) -> String {
+    let advice = "is database.url right, and does it listen?";
+    match url.parse::<sqlx::postgres::PgConnectOptions>() {
+        Ok(options) => {
+            let (host, port) = (options.get_host(), options.get_port());
+            format!("the database at {host}:{port} can't be reached: {advice}")
+        }
+        Err(_) => format!("the database can't be reached: {advice}"),
+    }
 }
 
 /// Everything that `tombstream run` runs.
