@@ -5,6 +5,7 @@
 //! as processes, and judges by listing the stores and the table. Nothing is waited for by time:
 //! [`scene::until`] polls a condition with a bound.
 
+mod absent;
 mod crash;
 mod event;
 mod keys;
@@ -12,3 +13,4 @@ mod outage;
 mod poison;
 mod replay;
 mod scene;
+mod start;

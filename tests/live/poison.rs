@@ -4,6 +4,7 @@ use crate::event::{created, envelope, mixed, record, removed, row, tombstone, up
 use crate::scene::{NO_SWEEP, Scene, document, object, stop, until};
 use anyhow::Result;
 use serde_json::{Value, json};
+use sqlx::Row as _;
 use std::collections::HashMap;
 use std::time::Instant;
 use tombstream_e2e::{Place, Record, Topic};
@@ -120,7 +121,7 @@ fn events() -> (Vec<Record>, Vec<usize>) {
 type Buried = HashMap<Place, (Option<Vec<u8>>, Option<Vec<u8>>)>;
 
 async fn buried(scene: &Scene, topic: &str) -> Result<(Buried, HashMap<String, usize>)> {
-    let rows: Vec<(i32, i64, String, Option<Vec<u8>>, Option<Vec<u8>>)> = sqlx::query_as(
+    let rows = sqlx::query(
         "select partition, \"offset\", reason, key, value from tombstream.dead_letter \
          where topic = $1",
     )
@@ -129,10 +130,12 @@ async fn buried(scene: &Scene, topic: &str) -> Result<(Buried, HashMap<String, u
     .await?;
     let mut buried = HashMap::new();
     let mut reasons = HashMap::new();
-    for (partition, offset, reason, key, value) in rows {
+    for row in rows {
+        let reason: String = row.try_get("reason")?;
         assert!(!reason.is_empty() && reason.len() < 500, "{reason:?}");
         *reasons.entry(reason).or_insert(0) += 1;
-        buried.insert((partition, offset), (key, value));
+        let place = (row.try_get("partition")?, row.try_get("offset")?);
+        buried.insert(place, (row.try_get("key")?, row.try_get("value")?));
     }
     Ok((buried, reasons))
 }
