@@ -54,7 +54,10 @@ impl ClaimSql {
         let lock = format!(
             "select {key}, {flag}::text, ({flag_at})::text{shown} \
              from {name} t join {keys} on {matches} \
-             where {is_set} order by {order} for no key update of t skip locked",
+             where {is_set} and not exists (select from tombstream.deletion d \
+                 where d.relation = {relation} and d.key = {key} and d.state = 'claimed') \
+             order by {order} for no key update of t skip locked",
+            relation = literal(&relation.name),
             key = table.key("t"),
             flag = table.flag("t"),
             flag_at = table.flag_at("t"),
@@ -77,8 +80,12 @@ impl ClaimSql {
 /// has to wait where nothing else would remember it.
 ///
 /// What is parked of an earlier life of a key, whose flag had another value, is closed; what is parked
-/// for an address that is safe now goes on. Where no guard vouches that the flag was set at the time it
-/// tells, grace runs from first sight (L4). Nothing is added to a flag: its sum may be out of range.
+/// for an address that is safe now goes on. What is claimed already is not even locked: an event and the
+/// sweep bring the same key, and its finalizing would skip what the second claim holds and wait for the
+/// lease's end, its outcomes lost (`what_is_claimed_is_not_locked_again`).
+///
+/// Where no guard vouches that the flag was set at the time it tells, grace runs from first sight (L4).
+/// Nothing is added to a flag: its sum may be out of range.
 fn decide_sql(relation: &Relation) -> String {
     let table = Table::new(relation);
     let name = literal(&relation.name);
@@ -110,12 +117,13 @@ fn decide_sql(relation: &Relation) -> String {
                  else 'claimed' end as state, \
                  case when d.outlived then d.id end as outlived \
              from c left join lateral ( \
-                 select d.id, d.first_seen, d.state = 'parked' \
+                 select d.id, d.first_seen, d.state = 'claimed' as taken, d.state = 'parked' \
                      and {claimed_flag} is distinct from {flag} as outlived \
                  from tombstream.deletion d where d.relation = {name} and d.key = c.key \
                      and d.state in ('pending', 'hidden', 'claimed', 'parked') \
              ) d on true \
-             where not exists (select from tombstream.pause p where p.relation = {name}) \
+             where d.taken is not true \
+                 and not exists (select from tombstream.pause p where p.relation = {name}) \
          ), \
          closed as ( \
              update tombstream.deletion d set state = 'superseded', closed_at = clock_timestamp(), \

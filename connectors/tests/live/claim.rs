@@ -42,6 +42,26 @@ async fn a_key_is_claimed_once_however_often_it_comes() {
     database.drop_database().await;
 }
 
+/// A second claim of the same keys would keep the first one's finalizing from its rows.
+#[tokio::test]
+async fn what_is_claimed_is_not_locked_again() {
+    let database = Database::with_documents(true).await;
+    let keys = database.insert(5, true).await;
+    let ledger = database.ledger(documents());
+    assert_eq!(ledger.claim(DOCUMENTS, &candidates(&keys)).await.unwrap().len(), 5);
+    // The last transaction that locked a row is written in the row.
+    let lockers = async || -> Vec<String> {
+        let lockers = "select concat_ws(' ', t.xmax, d.xmax) from documents t \
+                       join tombstream.deletion d on d.key = array[t.id::text] order by t.id";
+        sqlx::query_scalar(lockers).fetch_all(&database.pool).await.unwrap()
+    };
+    let before = lockers().await;
+    assert_eq!(before.len(), 5);
+    assert!(ledger.claim(DOCUMENTS, &candidates(&keys)).await.unwrap().is_empty());
+    assert_eq!(lockers().await, before);
+    database.drop_database().await;
+}
+
 #[tokio::test]
 async fn a_locked_row_is_skipped_at_once_and_left_to_the_sweep() {
     let database = Database::with_documents(true).await;
