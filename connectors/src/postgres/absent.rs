@@ -15,6 +15,7 @@ use tombstream_model::{
 
 use super::ledger::{PgLedger, Prepared};
 use super::pool::ledger_error;
+use super::statement::BEGIN;
 
 /// First attempts that the share is taken over, and from how many on it counts.
 const WINDOW: usize = 1_000;
@@ -45,7 +46,7 @@ impl PgLedger {
             return Ok(false);
         }
         let prepared = self.prepared(relation);
-        let mut transaction = self.pool.begin().await.map_err(ledger_error)?;
+        let mut transaction = self.statements.begin(BEGIN).await.map_err(ledger_error)?;
         let crossed = self.count(&mut transaction, prepared, seen).await.map_err(ledger_error)?;
         if !crossed.is_empty() {
             self.pause(&mut transaction, prepared, batch, &crossed).await.map_err(ledger_error)?;
@@ -53,7 +54,7 @@ impl PgLedger {
             for settled in &mut again {
                 looked_for_again(settled, &crossed);
             }
-            self.write_owed(&mut *transaction, &again).await.map_err(ledger_error)?;
+            self.write_owed(&mut transaction, &again).await.map_err(ledger_error)?;
         }
         transaction.commit().await.map_err(ledger_error)?;
         Ok(!crossed.is_empty())
@@ -68,17 +69,18 @@ impl PgLedger {
         let mut crossed = Vec::new();
         for (place, seen) in seen {
             let store = &self.config.stores[place];
-            let recent: String = sqlx::query_scalar(
+            let query = self.statements.scalar(
                 "insert into tombstream.absent_share as s (relation, store, recent) \
                  values ($1, $2, right($3, $4)) on conflict (relation, store) \
                  do update set recent = right(s.recent || $3, $4) returning recent",
-            )
-            .bind(&*prepared.relation.name)
-            .bind(&*store.name)
-            .bind(seen)
-            .bind(i32::try_from(WINDOW).unwrap_or(i32::MAX))
-            .fetch_one(&mut *connection)
-            .await?;
+            );
+            let recent: String = query
+                .bind(&*prepared.relation.name)
+                .bind(&*store.name)
+                .bind(seen)
+                .bind(i32::try_from(WINDOW).unwrap_or(i32::MAX))
+                .fetch_one(&mut *connection)
+                .await?;
             let (absent, of) = (recent.matches('1').count(), recent.len());
             // Shares of at most 1,000 are exact in a double.
             if of >= FROM && absent as f64 > store.absent_share_max * of as f64 {
@@ -116,6 +118,7 @@ impl PgLedger {
                  values ($1, $2, jsonb_build_object('store', $3::text, 'absent', $4::jsonb)) \
                  on conflict (relation) do nothing",
             )
+            .persistent(false)
             .bind(&*prepared.relation.name)
             .bind(reason)
             .bind(name)

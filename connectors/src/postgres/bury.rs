@@ -16,20 +16,22 @@ impl PgLedger {
         let keys: Vec<Option<&[u8]>> = batch.iter().map(|letter| letter.key.as_deref()).collect();
         let values: Vec<Option<&[u8]>> =
             batch.iter().map(|letter| letter.value.as_deref()).collect();
-        sqlx::query(
+        let query = self.statements.query(
             "insert into tombstream.dead_letter (topic, partition, \"offset\", reason, key, value) \
              select * from unnest($1::text[], $2::integer[], $3::bigint[], $4::text[], $5::bytea[], \
                  $6::bytea[]) on conflict (topic, partition, \"offset\") do nothing",
-        )
-        .bind(topics)
-        .bind(partitions)
-        .bind(offsets)
-        .bind(reasons)
-        .bind(keys)
-        .bind(values)
-        .execute(&self.pool)
-        .await
-        .map_err(ledger_error)?;
-        Ok(())
+        );
+        let mut session = self.statements.session().await.map_err(ledger_error)?;
+        query
+            .bind(topics)
+            .bind(partitions)
+            .bind(offsets)
+            .bind(reasons)
+            .bind(keys)
+            .bind(values)
+            .execute(&mut *session)
+            .await
+            .map_err(ledger_error)?;
+        session.end().await.map_err(ledger_error)
     }
 }

@@ -1,13 +1,15 @@
 //! What `tombstream check --live` says of the database and of each relation.
+//!
+//! Each look is one transaction of unnamed statements, as a pooler needs it. It ends with a rollback.
 
 use std::fmt;
 
-use sqlx::{PgPool, Row as _};
+use sqlx::{PgConnection, PgPool, Row as _};
 
 use tombstream_model::{FlagKind, Relation};
 
 use super::guard::{index_name, trigger_name};
-use super::pool::known_migrations;
+use super::migrate::known_migrations;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,10 +58,12 @@ impl fmt::Display for Severity {
 /// Looks at the server and the ledger.
 pub async fn check_ledger(pool: &PgPool) -> Result<Vec<Finding>, sqlx::Error> {
     let mut findings = Vec::new();
+    let mut connection = pool.begin().await?;
     let (version, wal_level): (String, String) = sqlx::query_as(
         "select current_setting('server_version_num'), current_setting('wal_level')",
     )
-    .fetch_one(pool)
+    .persistent(false)
+    .fetch_one(&mut *connection)
     .await?;
     let version: i32 = version.parse().unwrap_or(0);
     findings.push(if version >= 140_000 {
@@ -74,13 +78,15 @@ pub async fn check_ledger(pool: &PgPool) -> Result<Vec<Finding>, sqlx::Error> {
         )));
     }
     let there: bool = sqlx::query_scalar("select to_regclass('tombstream.migration') is not null")
-        .fetch_one(pool)
+        .persistent(false)
+        .fetch_one(&mut *connection)
         .await?;
     let applied: Vec<i64> = if there {
         sqlx::query_scalar(
             "select version from tombstream.migration where success order by version",
         )
-        .fetch_all(pool)
+        .persistent(false)
+        .fetch_all(&mut *connection)
         .await?
     } else {
         Vec::new()
@@ -99,6 +105,7 @@ pub async fn check_ledger(pool: &PgPool) -> Result<Vec<Finding>, sqlx::Error> {
 /// Looks at one relation: its columns, key, replica identity, publication, triggers, index, and who
 /// references it.
 pub async fn check(pool: &PgPool, relation: &Relation) -> Result<Vec<Finding>, sqlx::Error> {
+    let mut connection = pool.begin().await?;
     let shown = format!("{}.{}", relation.schema, relation.table);
     let Some(row) = sqlx::query(
         "select c.oid::bigint, c.relreplident::text, c.relkind::text from pg_class c \
@@ -107,7 +114,8 @@ pub async fn check(pool: &PgPool, relation: &Relation) -> Result<Vec<Finding>, s
     )
     .bind(&relation.schema)
     .bind(&relation.table)
-    .fetch_optional(pool)
+    .persistent(false)
+    .fetch_optional(&mut *connection)
     .await?
     else {
         return Ok(vec![Finding::error(format!(
@@ -115,8 +123,8 @@ pub async fn check(pool: &PgPool, relation: &Relation) -> Result<Vec<Finding>, s
         ))]);
     };
     let table: i64 = row.try_get(0)?;
-    let mut findings = columns(pool, relation, table).await?;
-    findings.push(unique_key(pool, relation, table).await?);
+    let mut findings = columns(&mut connection, relation, table).await?;
+    findings.push(unique_key(&mut connection, relation, table).await?);
     findings.push(match row.try_get::<String, _>(1)?.as_str() {
         "f" => Finding::good("replica identity is full"),
         _ => Finding::warning(format!(
@@ -124,15 +132,15 @@ pub async fn check(pool: &PgPool, relation: &Relation) -> Result<Vec<Finding>, s
              row are not noticed; run `alter table {shown} replica identity full`"
         )),
     });
-    findings.push(published(pool, relation).await?);
-    findings.extend(guards(pool, relation).await?);
-    findings.push(index(pool, relation).await?);
-    findings.extend(references(pool, relation).await?);
+    findings.push(published(&mut connection, relation).await?);
+    findings.extend(guards_of(&mut connection, relation).await?);
+    findings.push(index(&mut connection, relation).await?);
+    findings.extend(references_to(&mut connection, relation).await?);
     Ok(findings)
 }
 
 async fn columns(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     relation: &Relation,
     table: i64,
 ) -> Result<Vec<Finding>, sqlx::Error> {
@@ -141,7 +149,8 @@ async fn columns(
          where attrelid = $1::oid and attnum > 0 and not attisdropped",
     )
     .bind(table)
-    .fetch_all(pool)
+    .persistent(false)
+    .fetch_all(&mut *connection)
     .await?;
     let type_of =
         |name: &str| known.iter().find(|(known, _)| known == name).map(|(_, kind)| &**kind);
@@ -184,7 +193,7 @@ async fn columns(
 }
 
 async fn unique_key(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     relation: &Relation,
     table: i64,
 ) -> Result<Finding, sqlx::Error> {
@@ -199,7 +208,8 @@ async fn unique_key(
     )
     .bind(table)
     .bind(&names)
-    .fetch_one(pool)
+    .persistent(false)
+    .fetch_one(&mut *connection)
     .await?;
     Ok(if unique {
         Finding::good("its key is unique")
@@ -211,13 +221,17 @@ async fn unique_key(
     })
 }
 
-async fn published(pool: &PgPool, relation: &Relation) -> Result<Finding, sqlx::Error> {
+async fn published(
+    connection: &mut PgConnection,
+    relation: &Relation,
+) -> Result<Finding, sqlx::Error> {
     let publications: Vec<String> = sqlx::query_scalar(
         "select pubname::text from pg_publication_tables where schemaname = $1 and tablename = $2",
     )
     .bind(&relation.schema)
     .bind(&relation.table)
-    .fetch_all(pool)
+    .persistent(false)
+    .fetch_all(&mut *connection)
     .await?;
     Ok(if publications.is_empty() {
         Finding::warning(
@@ -231,6 +245,13 @@ async fn published(pool: &PgPool, relation: &Relation) -> Result<Finding, sqlx::
 
 /// Whether the guard triggers are installed, and fire for every session (S2).
 pub async fn guards(pool: &PgPool, relation: &Relation) -> Result<Vec<Finding>, sqlx::Error> {
+    guards_of(&mut *pool.begin().await?, relation).await
+}
+
+async fn guards_of(
+    connection: &mut PgConnection,
+    relation: &Relation,
+) -> Result<Vec<Finding>, sqlx::Error> {
     let mut findings = Vec::new();
     for timing in ["before", "after"] {
         let enabled: Option<String> = sqlx::query_scalar(
@@ -241,7 +262,8 @@ pub async fn guards(pool: &PgPool, relation: &Relation) -> Result<Vec<Finding>, 
         .bind(&relation.schema)
         .bind(&relation.table)
         .bind(trigger_name(timing))
-        .fetch_optional(pool)
+        .persistent(false)
+        .fetch_optional(&mut *connection)
         .await?;
         findings.push(match enabled.as_deref() {
             Some("A") => Finding::good(format!("the {timing} guard is installed")),
@@ -257,14 +279,15 @@ pub async fn guards(pool: &PgPool, relation: &Relation) -> Result<Vec<Finding>, 
     Ok(findings)
 }
 
-async fn index(pool: &PgPool, relation: &Relation) -> Result<Finding, sqlx::Error> {
+async fn index(connection: &mut PgConnection, relation: &Relation) -> Result<Finding, sqlx::Error> {
     let valid: Option<bool> = sqlx::query_scalar(
         "select i.indisvalid from pg_index i join pg_class c on c.oid = i.indexrelid \
          join pg_namespace n on n.oid = c.relnamespace where n.nspname = $1 and c.relname = $2",
     )
     .bind(&relation.schema)
     .bind(index_name(relation))
-    .fetch_optional(pool)
+    .persistent(false)
+    .fetch_optional(&mut *connection)
     .await?;
     Ok(match valid {
         Some(true) => Finding::good("the flag's index is there"),
@@ -282,6 +305,13 @@ async fn index(pool: &PgPool, relation: &Relation) -> Result<Finding, sqlx::Erro
 /// Who references the relation in a way that a removed row would touch. An error is a child that
 /// `allow_cascade` does not name: a finalized parent must not take living children along (S3).
 pub async fn references(pool: &PgPool, relation: &Relation) -> Result<Vec<Finding>, sqlx::Error> {
+    references_to(&mut *pool.begin().await?, relation).await
+}
+
+async fn references_to(
+    connection: &mut PgConnection,
+    relation: &Relation,
+) -> Result<Vec<Finding>, sqlx::Error> {
     let children: Vec<(String, String, String)> = sqlx::query_as(
         "select n.nspname || '.' || c.relname, f.conname::text, f.confdeltype::text \
          from pg_constraint f join pg_class c on c.oid = f.conrelid \
@@ -292,7 +322,8 @@ pub async fn references(pool: &PgPool, relation: &Relation) -> Result<Vec<Findin
     )
     .bind(&relation.schema)
     .bind(&relation.table)
-    .fetch_all(pool)
+    .persistent(false)
+    .fetch_all(&mut *connection)
     .await?;
     Ok(children
         .into_iter()

@@ -20,6 +20,7 @@ use tombstream_model::{
 use super::guard::trigger_name;
 use super::ledger::{ClaimedRow, PgLedger, Prepared, TargetEntry};
 use super::pool::ledger_error;
+use super::statement::BEGIN;
 use super::table::{Table, key_arrays, literal};
 
 /// The claim's statements for one relation.
@@ -226,11 +227,7 @@ impl PgLedger {
         }
         // Started before anything is sent, so that the fence never outlives the lease.
         let until = Instant::now() + self.config.lease;
-        let mut transaction = self
-            .pool
-            .begin_with("begin isolation level read committed")
-            .await
-            .map_err(ledger_error)?;
+        let mut transaction = self.statements.begin(BEGIN).await.map_err(ledger_error)?;
         let locked = self.lock(&mut transaction, prepared, &flagged).await.map_err(ledger_error)?;
         if locked.is_empty() {
             transaction.rollback().await.map_err(ledger_error)?;
@@ -253,7 +250,7 @@ impl PgLedger {
         prepared: &Prepared,
         flagged: &HashMap<&Key, Option<Position>>,
     ) -> Result<Vec<Locked>, sqlx::Error> {
-        let mut query = sqlx::query(AssertSqlSafe(Arc::clone(&prepared.claim.lock)));
+        let mut query = self.statements.query(AssertSqlSafe(Arc::clone(&prepared.claim.lock)));
         for column in key_arrays(&prepared.relation, flagged.keys().copied()) {
             query = query.bind(column);
         }
@@ -327,7 +324,9 @@ impl PgLedger {
             .iter()
             .map(|row| flagged.get(&row.key).copied().flatten().map(|at| at.lsn.to_string()))
             .collect();
-        let rows = sqlx::query(AssertSqlSafe(Arc::clone(&prepared.claim.decide)))
+        let rows = self
+            .statements
+            .query(AssertSqlSafe(Arc::clone(&prepared.claim.decide)))
             .bind(keys)
             .bind(flags)
             .bind(flags_at)
@@ -370,13 +369,14 @@ impl PgLedger {
         prepared: &Prepared,
         removed: &[&Key],
     ) -> Result<(), LedgerError> {
-        let mut query = sqlx::query_scalar::<_, Vec<String>>(AssertSqlSafe(Arc::clone(
-            &prepared.claim.vanished,
-        )));
+        let sql = AssertSqlSafe(Arc::clone(&prepared.claim.vanished));
+        let mut query = self.statements.scalar::<Vec<String>>(sql);
         for column in key_arrays(&prepared.relation, removed.iter().copied()) {
             query = query.bind(column);
         }
-        let vanished = query.fetch_all(&self.pool).await.map_err(ledger_error)?;
+        let mut session = self.statements.session().await.map_err(ledger_error)?;
+        let vanished = query.fetch_all(&mut *session).await.map_err(ledger_error)?;
+        session.end().await.map_err(ledger_error)?;
         if !vanished.is_empty() {
             let relation = prepared.relation.name.to_string();
             metrics::counter!("tombstream_hard_deleted_total", "relation" => relation)

@@ -8,6 +8,7 @@ use tombstream_model::{LedgerError, Relation, RelationId};
 
 use super::ledger::{PgLedger, Prepared, TargetEntry};
 use super::pool::ledger_error;
+use super::statement::BEGIN;
 use super::table::{Table, ident, literal};
 
 /// Deletions of one page.
@@ -51,8 +52,9 @@ impl PgLedger {
     pub async fn resume_relation(&self, relation: RelationId) -> Result<Resumed, LedgerError> {
         let prepared = self.prepared(relation);
         let name = &*prepared.relation.name;
-        let mut transaction = self.pool.begin().await.map_err(ledger_error)?;
+        let mut transaction = self.statements.begin(BEGIN).await.map_err(ledger_error)?;
         let was_paused = sqlx::query("delete from tombstream.pause where relation = $1")
+            .persistent(false)
             .bind(name)
             .execute(&mut *transaction)
             .await
@@ -60,6 +62,7 @@ impl PgLedger {
             .rows_affected()
             > 0;
         sqlx::query("delete from tombstream.absent_share where relation = $1")
+            .persistent(false)
             .bind(name)
             .execute(&mut *transaction)
             .await
@@ -78,6 +81,7 @@ impl PgLedger {
         let (mut after, mut corrected) = (0_i64, 0);
         loop {
             let rows = sqlx::query(AssertSqlSafe(waiting.clone()))
+                .persistent(false)
                 .bind(after)
                 .bind(PAGE)
                 .fetch_all(&mut *connection)
@@ -111,6 +115,7 @@ impl PgLedger {
                      reason = 'addresses resolved anew when the relation was resumed' \
                  from unnest($1::bigint[], $2::text[]) as i(id, targets) where d.id = i.id",
             )
+            .persistent(false)
             .bind(ids)
             .bind(entries)
             .execute(&mut *connection)

@@ -216,7 +216,7 @@ impl PgLedger {
     ) -> Result<Vec<Ending>, Failure> {
         let failed = |error| Failure::Ledger(ledger_error(error));
         let prepared = self.prepared(relation);
-        let mut transaction = self.pool.begin_with(BEGIN).await.map_err(failed)?;
+        let mut transaction = self.statements.begin(BEGIN).await.map_err(failed)?;
         let endings = match self.try_finalize(&mut transaction, prepared, batch).await {
             Ok(endings) => endings,
             Err(failure) => {
@@ -243,8 +243,28 @@ impl PgLedger {
         batch: &[Settled],
     ) -> Result<Vec<Ending>, Failure> {
         let failed = |error| Failure::Ledger(ledger_error(error));
-        let locked = lock(connection, prepared, batch).await.map_err(failed)?;
+        let locked = self.lock_rows(connection, prepared, batch).await.map_err(failed)?;
         self.remove(connection, prepared, batch, &locked).await.map_err(refused)
+    }
+
+    /// Locks the rows in key order, and gives the keys of those that were not another's, sorted.
+    async fn lock_rows(
+        &self,
+        connection: &mut PgConnection,
+        prepared: &Prepared,
+        batch: &[Settled],
+    ) -> Result<Vec<Key>, sqlx::Error> {
+        let sql = AssertSqlSafe(Arc::clone(&prepared.finalize.lock));
+        let mut query = self.statements.scalar::<Vec<String>>(sql);
+        for column in
+            key_arrays(&prepared.relation, batch.iter().map(|settled| &settled.claimed.key))
+        {
+            query = query.bind(column);
+        }
+        let mut keys: Vec<Key> =
+            query.fetch_all(connection).await?.into_iter().map(Key::from_postgres).collect();
+        keys.sort_unstable();
+        Ok(keys)
     }
 
     async fn remove(
@@ -262,7 +282,9 @@ impl PgLedger {
             .iter()
             .map(|settled| locked.binary_search(&settled.claimed.key).is_ok())
             .collect();
-        let rows = sqlx::query(AssertSqlSafe(Arc::clone(&prepared.finalize.remove)))
+        let rows = self
+            .statements
+            .query(AssertSqlSafe(Arc::clone(&prepared.finalize.remove)))
             .bind(&ids)
             .bind(tokens)
             .bind(targets)
@@ -324,19 +346,21 @@ impl PgLedger {
         warn!(relation = %prepared.relation.name, deletion = %settled.claimed.id, reason, "deletion parked");
         metrics::counter!("tombstream_parked_total", "relation" => prepared.relation.name.to_string())
             .increment(1);
+        let mut transaction = self.statements.begin(BEGIN).await.map_err(ledger_error)?;
         sqlx::query(
             "update tombstream.deletion set state = 'parked', reason = $3, targets = $4::jsonb, \
                  lease_until = null \
              where id = $1 and state = 'claimed' and lease_token = $2",
         )
+        .persistent(false)
         .bind(settled.claimed.id.0)
         .bind(settled.claimed.fence.token)
         .bind(reason)
         .bind(self.entries(settled).map_err(ledger_error)?)
-        .execute(&self.pool)
+        .execute(&mut *transaction)
         .await
         .map_err(ledger_error)?;
-        Ok(())
+        transaction.commit().await.map_err(ledger_error)
     }
 }
 
@@ -346,21 +370,4 @@ fn without_zeros(mut outcome: Outcome) -> Outcome {
         outcome.said = outcome.said.replace('\0', "\u{fffd}").into();
     }
     outcome
-}
-
-/// Locks the rows in key order, and gives the keys of those that were not another's, sorted.
-async fn lock(
-    connection: &mut PgConnection,
-    prepared: &Prepared,
-    batch: &[Settled],
-) -> Result<Vec<Key>, sqlx::Error> {
-    let mut query =
-        sqlx::query_scalar::<_, Vec<String>>(AssertSqlSafe(Arc::clone(&prepared.finalize.lock)));
-    for column in key_arrays(&prepared.relation, batch.iter().map(|settled| &settled.claimed.key)) {
-        query = query.bind(column);
-    }
-    let mut keys: Vec<Key> =
-        query.fetch_all(connection).await?.into_iter().map(Key::from_postgres).collect();
-    keys.sort_unstable();
-    Ok(keys)
 }

@@ -11,13 +11,14 @@ use tombstream_model::{Generation, LedgerError};
 
 use super::ledger::PgLedger;
 use super::pool::ledger_error;
+use super::statement::BEGIN;
 
 impl PgLedger {
     /// The generation of the server behind this ledger. Bumped, in the ledger, when the server's
     /// system identifier or timeline is not the one that was seen last.
     pub async fn generation(&self) -> Result<Generation, LedgerError> {
-        let row = self
-            .pool
+        let mut transaction = self.statements.begin(BEGIN).await.map_err(ledger_error)?;
+        let row = transaction
             .fetch_one(
                 "select (pg_control_system()).system_identifier::text, \
                  (pg_control_checkpoint()).timeline_id",
@@ -36,10 +37,12 @@ impl PgLedger {
                  identity = excluded.identity \
              returning generation",
         )
+        .persistent(false)
         .bind(Json(identity))
-        .fetch_one(&self.pool)
+        .fetch_one(&mut *transaction)
         .await
         .map_err(ledger_error)?;
+        transaction.commit().await.map_err(ledger_error)?;
         Ok(Generation(u32::try_from(generation).unwrap_or(0)))
     }
 }

@@ -44,30 +44,45 @@ pub fn relation_sql(relation: &Relation, partitioned: bool) -> Vec<String> {
     statements
 }
 
-/// Runs [`relation_sql`]. Waits at most five seconds for a lock, so that a busy table is not blocked.
+/// Runs [`relation_sql`]. Waits at most five seconds for a lock that others would queue behind, so that
+/// a busy table is not blocked. An index made concurrently blocks nobody while it waits, and giving up
+/// would leave it invalid: it waits as long as it takes. It is a simple query outside any transaction.
 pub async fn install_relation(pool: &PgPool, relation: &Relation) -> Result<(), InstallError> {
     let lookup = |source| InstallError { statement: "look up the table".to_owned(), source };
-    let mut session = pool.acquire().await.map_err(lookup)?;
+    let partitioned = is_partitioned(pool, relation).await.map_err(lookup)?;
+    let concurrent_index = (!partitioned).then(|| flag_index(relation, false));
+    for statement in relation_sql(relation, partitioned) {
+        let concurrently = concurrent_index.as_ref() == Some(&statement);
+        let ran = run(pool, &statement, concurrently).await;
+        ran.map_err(|source| InstallError { statement, source })?;
+    }
+    Ok(())
+}
+
+async fn run(pool: &PgPool, statement: &str, concurrently: bool) -> Result<(), sqlx::Error> {
+    let sql = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())); // Identifiers and literals quoted.
+    if concurrently {
+        pool.execute(sql).await?;
+        return Ok(());
+    }
+    let mut transaction = pool.begin_with("begin; set local lock_timeout = '5s'").await?;
+    transaction.execute(sql).await?;
+    transaction.commit().await
+}
+
+async fn is_partitioned(pool: &PgPool, relation: &Relation) -> Result<bool, sqlx::Error> {
+    let mut transaction = pool.begin().await?;
     let partitioned: Option<bool> = sqlx::query_scalar(
         "select c.relkind = 'p' from pg_class c join pg_namespace n on n.oid = c.relnamespace \
          where n.nspname = $1 and c.relname = $2",
     )
+    .persistent(false)
     .bind(&relation.schema)
     .bind(&relation.table)
-    .fetch_optional(&mut *session)
-    .await
-    .map_err(lookup)?;
-    session.execute("set lock_timeout = '5s'").await.map_err(lookup)?;
-    let mut result = Ok(());
-    for statement in relation_sql(relation, partitioned.unwrap_or(false)) {
-        let sql = AssertSqlSafe(statement.clone()); // Identifiers and literals quoted.
-        if let Err(source) = session.execute(sqlx::raw_sql(sql)).await {
-            result = Err(InstallError { statement, source });
-            break;
-        }
-    }
-    let reset = session.execute("reset lock_timeout").await.map_err(lookup);
-    result.and(reset.map(drop))
+    .fetch_optional(&mut *transaction)
+    .await?;
+    transaction.rollback().await?;
+    Ok(partitioned.unwrap_or(false))
 }
 
 /// The name of a relation's trigger function in the schema `tombstream`.

@@ -14,6 +14,7 @@ use tombstream_model::{
 use super::claim::ClaimSql;
 use super::finalize::FinalizeSql;
 use super::resume::ResumeSql;
+use super::statement::Statements;
 
 /// What the ledger has to know.
 #[derive(Clone, Debug)]
@@ -28,6 +29,9 @@ pub struct LedgerConfig {
     pub owed_wait_min: Duration,
     /// … up to this.
     pub owed_wait_max: Duration,
+    /// Whether statements stay prepared in their session: one round trip and a plan less each. False
+    /// behind a pooler in transaction mode, where each is parsed anew, inside a transaction.
+    pub prepared_statements: bool,
 }
 
 /// A store, as the ledger knows it.
@@ -42,7 +46,7 @@ pub struct LedgerStore {
 /// Tombstream's ledger, in the relations' own database.
 #[derive(Debug)]
 pub struct PgLedger {
-    pub(super) pool: PgPool,
+    pub(super) statements: Statements,
     pub(super) config: LedgerConfig,
     relations: Vec<Prepared>,
 }
@@ -68,7 +72,8 @@ impl PgLedger {
     /// A ledger over `pool`, for `relations`; a [`RelationId`] is an index into them.
     pub fn new(pool: PgPool, relations: Arc<[Relation]>, config: LedgerConfig) -> Self {
         let relations = relations.iter().map(Prepared::new).collect();
-        Self { pool, config, relations }
+        let statements = Statements::new(pool, config.prepared_statements);
+        Self { statements, config, relations }
     }
 
     pub(super) fn prepared(&self, relation: RelationId) -> &Prepared {

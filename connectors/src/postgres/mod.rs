@@ -7,6 +7,8 @@
 //!
 //! Lock order everywhere: relation row, ledger row, counter row. Every batch takes its rows in key
 //! order with `skip locked`; what it skips is left to the sweep.
+//!
+//! Every statement works behind a pooler in transaction mode, too: see the module `statement`.
 
 mod absent;
 mod bury;
@@ -17,9 +19,11 @@ mod finalize;
 mod generation;
 mod guard;
 mod ledger;
+mod migrate;
 mod owe;
 mod pool;
 mod resume;
+mod statement;
 mod status;
 mod sweep;
 mod table;
@@ -28,7 +32,8 @@ pub use check::{Finding, Severity, check, check_ledger, guards, references};
 pub use correct::Resumed;
 pub use guard::{InstallError, install_relation, relation_sql};
 pub use ledger::{LedgerConfig, LedgerStore, PgLedger};
-pub use pool::{MigrateFailure, connect, migrate};
+pub use migrate::{MigrateFailure, migrate};
+pub use pool::{connect, for_a_pooler};
 pub use status::{
     DeadLetterRow, OwedStore, PausedRelation, RelationStatus, Status, dead_letter, dead_letters,
     status,

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::PgExecutor;
+use sqlx::PgConnection;
 use tracing::warn;
 
 use tombstream_model::{LedgerError, RelationId, Settled, Verdict};
@@ -48,7 +48,9 @@ impl PgLedger {
 
     /// Writes down what is owed.
     pub(super) async fn record_owed(&self, batch: &[Settled]) -> Result<(), LedgerError> {
-        let parked = self.write_owed(&self.pool, batch).await.map_err(ledger_error)?;
+        let mut session = self.statements.session().await.map_err(ledger_error)?;
+        let parked = self.write_owed(&mut session, batch).await.map_err(ledger_error)?;
+        session.end().await.map_err(ledger_error)?;
         for (relation, reason) in parked {
             let relation = self.prepared(relation).relation.name.to_string();
             warn!(relation, reason, "deletion parked: a store refuses");
@@ -57,10 +59,10 @@ impl PgLedger {
         Ok(())
     }
 
-    /// The statement, in the caller's transaction or alone. Says what it parked, and why.
+    /// The statement, in the caller's transaction or session. Says what it parked, and why.
     pub(super) async fn write_owed(
         &self,
-        executor: impl PgExecutor<'_>,
+        connection: &mut PgConnection,
         batch: &[Settled],
     ) -> Result<Vec<(RelationId, String)>, sqlx::Error> {
         let ids: Vec<i64> = batch.iter().map(|settled| settled.claimed.id.0).collect();
@@ -69,14 +71,15 @@ impl PgLedger {
             batch.iter().map(|settled| self.entries(settled)).collect::<Result<Vec<_>, _>>()?;
         let reasons: Vec<Option<String>> =
             batch.iter().map(|settled| self.needs_a_person(settled)).collect();
-        sqlx::query(OWE)
+        self.statements
+            .query(OWE)
             .bind(ids)
             .bind(tokens)
             .bind(targets)
             .bind(&reasons)
             .bind(self.config.owed_wait_min.as_secs_f64())
             .bind(self.config.owed_wait_max.as_secs_f64())
-            .execute(executor)
+            .execute(connection)
             .await?;
         let relations = batch.iter().map(|settled| settled.claimed.relation);
         Ok(relations.zip(reasons).filter_map(|(id, reason)| Some((id, reason?))).collect())

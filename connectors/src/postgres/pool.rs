@@ -1,34 +1,17 @@
-//! Connections, and the ledger's schema.
+//! Connections, and what their errors mean.
 
 use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::Connection as _;
-use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 
 use tombstream_model::LedgerError;
 
-/// The ledger's schema, one history, embedded in the binary.
-static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
-
-/// Why the ledger could not be brought to this version.
-#[derive(Debug, thiserror::Error)]
-pub enum MigrateFailure {
-    /// The ledger knows a migration that this binary does not.
-    #[error(
-        "the ledger is newer than this binary (it has migration {0}): run the newer tombstream"
-    )]
-    Newer(i64),
-    /// A migration failed, or one that was applied has been edited since.
-    #[error("the ledger's schema could not be migrated")]
-    Failed(#[source] MigrateError),
-}
-
 /// Opens a pool. Connecting is tried at once, so that a wrong address is said at the start.
 ///
-/// Without `prepared_statements` every statement is parsed anew, as pgbouncer needs it in
-/// transaction mode. Times are in UTC and ISO whatever the server's settings: sqlx asks for both.
+/// Without `prepared_statements` it goes through a pooler, as [`for_a_pooler`] says; the ledger and the
+/// sweep have to be told so as well. Times are in UTC and ISO whatever the server's settings: sqlx asks for both.
 pub async fn connect(
     url: &str,
     pool_max: u32,
@@ -37,7 +20,7 @@ pub async fn connect(
 ) -> Result<PgPool, sqlx::Error> {
     let mut options = PgConnectOptions::from_str(url)?.application_name(application_name);
     if !prepared_statements {
-        options = options.statement_cache_capacity(0);
+        options = for_a_pooler(options);
     }
     let pool = PgPoolOptions::new()
         .max_connections(pool_max)
@@ -51,6 +34,13 @@ pub async fn connect(
     }
 }
 
+/// What pgbouncer in transaction mode takes: no start-up parameter that it does not know. (No statement
+/// here reads a float's last digits.) That statements have no names is each statement's own affair: sqlx
+/// gives them names without a cache, too.
+pub fn for_a_pooler(options: PgConnectOptions) -> PgConnectOptions {
+    options.statement_cache_capacity(0).extra_float_digits(None)
+}
+
 /// What one more attempt is told. A server that lets it in now was too late all the same.
 async fn told(options: &PgConnectOptions) -> sqlx::Error {
     let attempt = PgConnection::connect_with(options);
@@ -58,26 +48,6 @@ async fn told(options: &PgConnectOptions) -> sqlx::Error {
         Ok(Err(error)) => error,
         Ok(Ok(_)) | Err(_) => sqlx::Error::PoolTimedOut,
     }
-}
-
-/// Brings the schema `tombstream` to this binary's version. Several processes may do it at once.
-pub async fn migrate(pool: &PgPool) -> Result<(), MigrateFailure> {
-    migrator().run(pool).await.map_err(|error| match error {
-        MigrateError::VersionMissing(version) => MigrateFailure::Newer(version),
-        other => MigrateFailure::Failed(other),
-    })
-}
-
-fn migrator() -> Migrator {
-    let mut migrator = Migrator { migrations: MIGRATIONS.migrations.clone(), ..Migrator::DEFAULT };
-    migrator.create_schema("tombstream");
-    migrator.dangerous_set_table_name("tombstream.migration");
-    migrator
-}
-
-/// The migrations that this binary has, oldest first.
-pub(super) fn known_migrations() -> impl Iterator<Item = i64> {
-    MIGRATIONS.iter().map(|migration| migration.version)
 }
 
 /// Whether trying again later may help. Everything that is not plainly a refusal may.

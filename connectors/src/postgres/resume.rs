@@ -16,6 +16,7 @@ use tombstream_model::{Claimed, DeletionId, Fence, LedgerError, Relation};
 
 use super::ledger::{ClaimedRow, PgLedger, Prepared, TargetEntry};
 use super::pool::ledger_error;
+use super::statement::BEGIN;
 use super::table::Table;
 
 /// Takes the ledger's rows in key order, skipping what others hold, and writes a new lease. Relations
@@ -70,11 +71,7 @@ impl PgLedger {
     ) -> Result<Vec<Claimed>, LedgerError> {
         let ids: Vec<i64> = batch.iter().map(|id| id.0).collect();
         let until = Instant::now() + self.config.lease;
-        let mut transaction = self
-            .pool
-            .begin_with("begin isolation level read committed")
-            .await
-            .map_err(ledger_error)?;
+        let mut transaction = self.statements.begin(BEGIN).await.map_err(ledger_error)?;
         let taken = self.take(&mut transaction, &ids).await.map_err(ledger_error)?;
         let late = self.end_late(&mut transaction, &taken).await.map_err(ledger_error)?;
         transaction.commit().await.map_err(ledger_error)?;
@@ -90,7 +87,9 @@ impl PgLedger {
         connection: &mut PgConnection,
         ids: &[i64],
     ) -> Result<Vec<(ClaimedRow, i64)>, sqlx::Error> {
-        let rows = sqlx::query(TAKE)
+        let rows = self
+            .statements
+            .query(TAKE)
             .bind(ids)
             .bind(&self.config.owner)
             .bind(self.lease_seconds())
@@ -127,7 +126,7 @@ impl PgLedger {
             let Some((_, prepared)) = self.relation_named(name) else { continue };
             let sql = AssertSqlSafe(Arc::clone(&prepared.resume.late));
             let ended: Vec<i64> =
-                sqlx::query_scalar(sql).bind(ids).fetch_all(&mut *connection).await?;
+                self.statements.scalar(sql).bind(ids).fetch_all(&mut *connection).await?;
             report_late(prepared, &ended);
             late.extend(ended);
         }

@@ -87,6 +87,7 @@ pub async fn status(pool: &PgPool) -> Result<Status, sqlx::Error> {
              extract(epoch from now() - min(first_seen))::float8 as oldest_seconds \
          from tombstream.deletion group by relation, state order by relation, state",
     )
+    .persistent(false)
     .fetch_all(&mut *snapshot)
     .await?;
     let owed = sqlx::query_as(
@@ -97,12 +98,15 @@ pub async fn status(pool: &PgPool) -> Result<Status, sqlx::Error> {
              and coalesce(t.entry -> 'outcome' ->> 'verdict', '') not in ('deleted', 'absent', 'waived') \
          group by 1, 2 order by 1, 2",
     )
+    .persistent(false)
     .fetch_all(&mut *snapshot)
     .await?;
     let paused = sqlx::query_as("select * from tombstream.pause order by relation")
+        .persistent(false)
         .fetch_all(&mut *snapshot)
         .await?;
     let dead_letters = sqlx::query_scalar("select count(*) from tombstream.dead_letter")
+        .persistent(false)
         .fetch_one(&mut *snapshot)
         .await?;
     snapshot.rollback().await?;
@@ -115,17 +119,26 @@ pub async fn dead_letters(
     after: i64,
     limit: i64,
 ) -> Result<Vec<DeadLetterRow>, sqlx::Error> {
-    sqlx::query_as("select * from tombstream.dead_letter where id > $1 order by id limit $2")
-        .bind(after)
-        .bind(limit)
-        .fetch_all(pool)
-        .await
+    let mut transaction = pool.begin().await?;
+    let letters =
+        sqlx::query_as("select * from tombstream.dead_letter where id > $1 order by id limit $2")
+            .persistent(false)
+            .bind(after)
+            .bind(limit)
+            .fetch_all(&mut *transaction)
+            .await?;
+    transaction.rollback().await?;
+    Ok(letters)
 }
 
 /// One dead letter, whole.
 pub async fn dead_letter(pool: &PgPool, id: i64) -> Result<Option<DeadLetterRow>, sqlx::Error> {
-    sqlx::query_as("select * from tombstream.dead_letter where id = $1")
+    let mut transaction = pool.begin().await?;
+    let letter = sqlx::query_as("select * from tombstream.dead_letter where id = $1")
+        .persistent(false)
         .bind(id)
-        .fetch_optional(pool)
-        .await
+        .fetch_optional(&mut *transaction)
+        .await?;
+    transaction.rollback().await?;
+    Ok(letter)
 }

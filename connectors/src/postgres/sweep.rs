@@ -15,6 +15,7 @@ use tombstream_model::{
     RelationId, Source, SourceError,
 };
 
+use super::statement::Statements;
 use super::table::{Table, ident, literal};
 
 /// How the sweep goes.
@@ -27,12 +28,15 @@ pub struct SweepConfig {
     /// How long a flag may stand before the sweep takes it. Events are faster; this leaves them the
     /// time, so that a healthy stream's work is not done twice. Grace, where longer, is used instead.
     pub after: Duration,
+    /// Whether statements stay prepared in their session, as in
+    /// [`LedgerConfig::prepared_statements`](super::LedgerConfig::prepared_statements).
+    pub prepared_statements: bool,
 }
 
 /// The scan of the flag itself, as a source.
 #[derive(Debug)]
 pub struct Sweep {
-    pool: PgPool,
+    statements: Statements,
     config: SweepConfig,
     names: Vec<String>,
     /// One scan for each relation, then those of the ledger.
@@ -79,16 +83,18 @@ impl Sweep {
         }));
         let names = relations.iter().map(|relation| relation.name.to_string()).collect();
         let todo = VecDeque::new();
-        Self { pool, config, names, scans, todo, round: 0, next_round: Instant::now() }
+        let statements = Statements::new(pool, config.prepared_statements);
+        Self { statements, config, names, scans, todo, round: 0, next_round: Instant::now() }
     }
 
     /// Reads the next page of the scan at `place`. The scan's cursor moves only with the answer.
     async fn page(&mut self, place: usize) -> Result<Records, sqlx::Error> {
         let limit = i64::from(self.config.page_max);
-        match &mut self.scans[place] {
+        let mut session = self.statements.session().await?;
+        let records = match &mut self.scans[place] {
             Scan::Flags { relation, first, next, after } => {
                 let sql = if after.is_some() { next } else { first };
-                let mut query = sqlx::query(AssertSqlSafe(Arc::clone(sql))).bind(limit);
+                let mut query = self.statements.query(AssertSqlSafe(Arc::clone(sql))).bind(limit);
                 if let Some(cursor) = &after {
                     if let Some(flag) = &cursor.flag {
                         query = query.bind(flag);
@@ -97,7 +103,7 @@ impl Sweep {
                         query = query.bind(column);
                     }
                 }
-                let rows = query.fetch_all(&self.pool).await?;
+                let rows = query.fetch_all(&mut *session).await?;
                 let mut candidates = Vec::with_capacity(rows.len());
                 let mut last = None;
                 for row in rows {
@@ -112,12 +118,12 @@ impl Sweep {
                     last = Some(Cursor { flag: row.try_get(1)?, key });
                 }
                 *after = last;
-                Ok(Records::Candidates(candidates))
+                Records::Candidates(candidates)
             }
             Scan::Orphans { relation, sql, after } => {
-                let query = sqlx::query_scalar(AssertSqlSafe(Arc::clone(sql)));
+                let query = self.statements.scalar(AssertSqlSafe(Arc::clone(sql)));
                 let keys: Vec<Vec<String>> =
-                    query.bind(limit).bind(after.as_ref()).fetch_all(&self.pool).await?;
+                    query.bind(limit).bind(after.as_ref()).fetch_all(&mut *session).await?;
                 *after = keys.last().cloned();
                 let candidate = |key| Candidate {
                     relation: *relation,
@@ -126,15 +132,17 @@ impl Sweep {
                     cause: Cause::Sweep,
                     found: Found::Removed,
                 };
-                Ok(Records::Candidates(keys.into_iter().map(candidate).collect()))
+                Records::Candidates(keys.into_iter().map(candidate).collect())
             }
             Scan::Open { after } => {
-                let query = sqlx::query_scalar(OPEN).bind(limit).bind(*after).bind(&self.names);
-                let ids: Vec<i64> = query.fetch_all(&self.pool).await?;
+                let query = self.statements.scalar(OPEN).bind(limit).bind(*after).bind(&self.names);
+                let ids: Vec<i64> = query.fetch_all(&mut *session).await?;
                 *after = ids.last().copied().unwrap_or(0);
-                Ok(Records::Open(ids.into_iter().map(DeletionId).collect()))
+                Records::Open(ids.into_iter().map(DeletionId).collect())
             }
-        }
+        };
+        session.end().await?;
+        Ok(records)
     }
 
     fn rewind(&mut self, place: usize) {

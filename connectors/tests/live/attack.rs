@@ -37,8 +37,12 @@ fn named() -> Relation {
 }
 
 fn sweep(database: &Database, relation: Relation) -> Sweep {
-    let config =
-        SweepConfig { interval: Duration::from_millis(1), page_max: 10, after: Duration::ZERO };
+    let config = SweepConfig {
+        interval: Duration::from_millis(1),
+        page_max: 10,
+        after: Duration::ZERO,
+        prepared_statements: true,
+    };
     Sweep::new(database.pool.clone(), Arc::from([relation]), config)
 }
 
@@ -396,9 +400,11 @@ async fn what_crosses_the_absent_share_is_not_finalized_whoever_finalizes_beside
         .flat_map(|endings| endings.unwrap())
         .filter(|ending| *ending == Ending::Finalized)
         .count();
-    // Two parts of 40 are below the 100 from which on the share says something.
-    assert_eq!(gone, 80);
-    assert_eq!(database.count("select count(*) from documents").await, 320);
+    // Two parts of 40 are below the 100 from which on the share says something. They go, unless the
+    // third has paused the relation before they are removed.
+    assert!(gone <= 80, "{gone}");
+    let left = database.count("select count(*) from documents").await;
+    assert_eq!(left, 400 - i64::try_from(gone).unwrap());
     assert_eq!(database.count("select count(*) from tombstream.pause").await, 1);
     database.drop_database().await;
 }

@@ -322,6 +322,7 @@ async fn hostile_names_are_quoted_everywhere() {
     assert_eq!(code(&error), "TS001");
     // An error is told before its transaction has given its locks back; the next answer comes after.
     session.execute("select 1").await.unwrap();
+    drop(session);
     let settled = super::support::settled(claimed[0].clone(), tombstream_model::Verdict::Deleted);
     let endings = ledger.finalize(DOCUMENTS, &[settled]).await.unwrap();
     assert_eq!(endings, [tombstream_model::Ending::Finalized]);

@@ -6,6 +6,7 @@ mod attack;
 mod claim;
 mod finalize;
 mod guard;
+mod pooler;
 mod race;
 mod support;
 mod sweep;

@@ -12,7 +12,8 @@ use tombstream_model::{FlagKind, Key, Ledger, Records, Relation, Source, Verdict
 use super::support::{DOCUMENTS, Database, candidates, documents, settled};
 
 fn sweep(database: &Database, relation: Relation, page_max: u32, after: Duration) -> Sweep {
-    let config = SweepConfig { interval: Duration::from_millis(1), page_max, after };
+    let interval = Duration::from_millis(1);
+    let config = SweepConfig { interval, page_max, after, prepared_statements: true };
     Sweep::new(database.pool.clone(), Arc::from([relation]), config)
 }
 

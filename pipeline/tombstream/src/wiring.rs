@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use sqlx::PgPool;
 use tombstream_api::{ApiConfig, ApiRelation, Tokens};
+use tombstream_connectors as connectors;
 use tombstream_connectors::elasticsearch::{self, ElasticsearchConfig, ElasticsearchSink};
 use tombstream_connectors::kafka::{self, KafkaConfig, KafkaSource};
 use tombstream_connectors::object_store::{ObjectStoreConfig, ObjectStoreSink};
@@ -77,6 +78,7 @@ pub(crate) async fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pi
         interval: sweep.interval,
         page_max: sweep.page_max.get(),
         after: sweep.after,
+        prepared_statements: config.database.prepared_statements,
     };
     let mut sources: Vec<Box<dyn ErasedSource>> =
         vec![Box::new(Sweep::new(pool, Arc::clone(&relations), sweep))];
@@ -126,6 +128,7 @@ fn ledger_config(config: &Config) -> LedgerConfig {
             .collect(),
         owed_wait_min: config.pipeline.owed_wait_min,
         owed_wait_max: config.pipeline.owed_wait_max,
+        prepared_statements: config.database.prepared_statements,
     }
 }
 
@@ -203,7 +206,8 @@ fn s3_sink(store: &StoreConfig, section: &S3Section) -> anyhow::Result<S3Sink> {
     config.connect_timeout = section.connect_timeout;
     config.request_timeout = store.timeout;
     if let Some(credentials) = &section.credentials {
-        let secret = |secret: &SecretRef| resolve(secret).map(|s| s3::Secret::new(s.expose()));
+        let secret =
+            |secret: &SecretRef| resolve(secret).map(|s| connectors::Secret::new(s.expose()));
         config.credentials = Some(s3::S3Credentials {
             access_key_id: secret(&credentials.access_key_id)?,
             secret_access_key: secret(&credentials.secret_access_key)?,
@@ -239,9 +243,7 @@ fn elasticsearch_sink(
 ) -> anyhow::Result<ElasticsearchSink> {
     let mut config = ElasticsearchConfig::new("", section.index.as_str());
     config.url = elasticsearch::OneOrMany::Many(section.url.clone());
-    let secret = |secret: &SecretRef| {
-        resolve(secret).map(|s| elasticsearch::Secret::from(s.expose().to_owned()))
-    };
+    let secret = |secret: &SecretRef| resolve(secret).map(|s| connectors::Secret::new(s.expose()));
     config.auth = match &section.credentials {
         None => elasticsearch::Auth::None,
         Some(ElasticsearchCredentials::Basic { username, password }) => {
@@ -324,7 +326,7 @@ pub(crate) async fn api_pool(config: &Config) -> anyhow::Result<PgPool> {
     let options = if config.database.prepared_statements {
         tombstream_api::connect_options(options, config.api.timeout)
     } else {
-        options.application_name("tombstream-api").statement_cache_capacity(0)
+        postgres::for_a_pooler(options.application_name("tombstream-api"))
     };
     Ok(tombstream_api::pool_options()
         .max_connections(config.database.pool_max.get())

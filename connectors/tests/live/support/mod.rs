@@ -1,10 +1,12 @@
 //! A database of its own for each test, with the ledger and one relation in it.
 
+mod pooler;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::PgPool;
-use sqlx::{AssertSqlSafe, Executor};
+use sqlx::postgres::{PgConnectOptions, PgPool};
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
 
 use tombstream_connectors::postgres::{
     LedgerConfig, LedgerStore, PgLedger, connect, install_relation, migrate,
@@ -20,12 +22,20 @@ pub(crate) const DOCUMENTS: RelationId = RelationId(0);
 /// A fresh database. It is dropped by [`Database::drop_database`], or left behind by a failed test.
 pub(crate) struct Database {
     pub(crate) pool: PgPool,
+    url: String,
     name: String,
     admin: PgPool,
 }
 
 impl Database {
     pub(crate) async fn new() -> Self {
+        let database = Self::empty().await;
+        migrate(&database.pool).await.unwrap();
+        database
+    }
+
+    /// Without a ledger.
+    pub(crate) async fn empty() -> Self {
         let base = std::env::var("TOMBSTREAM_TEST_POSTGRES_URL").expect(
             "TOMBSTREAM_TEST_POSTGRES_URL is not set: run the tests through `cargo xtask test`",
         );
@@ -35,8 +45,7 @@ impl Database {
         let (server, _) = base.rsplit_once('/').expect("the url names a database");
         let url = format!("{server}/{name}");
         let pool = connect(&url, 12, true, "test").await.unwrap();
-        migrate(&pool).await.unwrap();
-        Self { pool, name, admin }
+        Self { pool, url, name, admin }
     }
 
     /// With the table `documents`, and the guard where wanted.
@@ -56,12 +65,31 @@ impl Database {
         database
     }
 
+    /// A pool of three clients of a pooler in transaction mode, all of them connected.
+    pub(crate) async fn behind_a_pooler(&self) -> PgPool {
+        let options: PgConnectOptions = self.url.parse().unwrap();
+        let port = pooler::start(options.get_host().to_owned(), options.get_port()).await;
+        let url = options.host("127.0.0.1").port(port).to_url_lossy();
+        let pool = connect(url.as_str(), 3, false, "test").await.unwrap();
+        let clients = [pool.acquire(), pool.acquire(), pool.acquire()];
+        futures::future::try_join_all(clients).await.unwrap();
+        pool
+    }
+
     pub(crate) fn ledger(&self, relation: Relation) -> PgLedger {
         self.ledger_with(relation, |_| {})
     }
 
     pub(crate) fn ledger_with(
         &self,
+        relation: Relation,
+        change: impl FnOnce(&mut LedgerConfig),
+    ) -> PgLedger {
+        Self::ledger_on(self.pool.clone(), relation, change)
+    }
+
+    pub(crate) fn ledger_on(
+        pool: PgPool,
         relation: Relation,
         change: impl FnOnce(&mut LedgerConfig),
     ) -> PgLedger {
@@ -72,9 +100,10 @@ impl Database {
             stores: vec![store("originals"), store("search")],
             owed_wait_min: Duration::from_millis(1),
             owed_wait_max: Duration::from_millis(5),
+            prepared_statements: true,
         };
         change(&mut config);
-        PgLedger::new(self.pool.clone(), Arc::from([relation]), config)
+        PgLedger::new(pool, Arc::from([relation]), config)
     }
 
     pub(crate) async fn insert(&self, rows: usize, flagged: bool) -> Vec<Key> {

@@ -120,7 +120,11 @@ async fn zone_is_known(pool: &PgPool, zone: &str, about: &str, report: &mut Repo
     let known = sqlx::query_scalar::<_, bool>(
         "select exists (select from pg_catalog.pg_timezone_names where name = $1)",
     );
-    match known.bind(zone).fetch_one(pool).await {
+    let look = async || {
+        let mut transaction = pool.begin().await?; // As a pooler needs it.
+        known.persistent(false).bind(zone).fetch_one(&mut *transaction).await
+    };
+    match look().await {
         Ok(true) => report.good(about, &format!("the server knows the zone {zone}")),
         Ok(false) => report.error(
             about,

@@ -1,0 +1,99 @@
+//! How a statement is sent: prepared once for a session, or, behind a pooler, parsed anew each time.
+//!
+//! A pooler in transaction mode gives every transaction another of the server's sessions. A named
+//! statement then meets another client's of that name, and an unnamed one is bound where it was not
+//! parsed. So there none has a name, and each runs inside a transaction
+//! (`a_deletion_goes_its_whole_way_behind_a_pooler`). What is asked once in a while does so everywhere.
+
+use std::ops::{Deref, DerefMut};
+
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::{Query, QueryScalar};
+use sqlx::{FromRow, PgConnection, PgPool, Postgres, SqlSafeStr, Transaction};
+
+/// Of a claim, of taking over, of counting: decisions are on fresh snapshots, whatever a role's default is.
+pub(super) const BEGIN: &str = "begin isolation level read committed";
+
+/// The pool, and how statements are sent on it.
+#[derive(Clone, Debug)]
+pub(super) struct Statements {
+    pool: PgPool,
+    prepared: bool,
+}
+
+/// A connection for one statement.
+pub(super) enum Session {
+    /// The statement is its own transaction: one round trip.
+    Alone(PoolConnection<Postgres>),
+    /// It is parsed and run in one, so that both meet the same session of the server.
+    Wrapped(Transaction<'static, Postgres>),
+}
+
+impl Statements {
+    pub(super) fn new(pool: PgPool, prepared: bool) -> Self {
+        Self { pool, prepared }
+    }
+
+    /// A statement. It runs on a [`Self::session`] or in a transaction.
+    pub(super) fn query<'q>(&self, sql: impl SqlSafeStr) -> Query<'q, Postgres, PgArguments> {
+        sqlx::query(sql).persistent(self.prepared)
+    }
+
+    /// A statement whose rows have one column.
+    pub(super) fn scalar<'q, O>(
+        &self,
+        sql: impl SqlSafeStr,
+    ) -> QueryScalar<'q, Postgres, O, PgArguments>
+    where
+        (O,): for<'r> FromRow<'r, PgRow>,
+    {
+        sqlx::query_scalar(sql).persistent(self.prepared)
+    }
+
+    /// A connection for one statement; [`Session::end`] makes it durable.
+    pub(super) async fn session(&self) -> Result<Session, sqlx::Error> {
+        Ok(if self.prepared {
+            Session::Alone(self.pool.acquire().await?)
+        } else {
+            Session::Wrapped(self.begin(BEGIN).await?)
+        })
+    }
+
+    /// A transaction, begun by `begin`.
+    pub(super) async fn begin(
+        &self,
+        begin: &'static str,
+    ) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        self.pool.begin_with(begin).await
+    }
+}
+
+impl Session {
+    pub(super) async fn end(self) -> Result<(), sqlx::Error> {
+        match self {
+            Self::Alone(_) => Ok(()),
+            Self::Wrapped(transaction) => transaction.commit().await,
+        }
+    }
+}
+
+impl Deref for Session {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        match self {
+            Self::Alone(connection) => connection,
+            Self::Wrapped(transaction) => transaction,
+        }
+    }
+}
+
+impl DerefMut for Session {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        match self {
+            Self::Alone(connection) => connection,
+            Self::Wrapped(transaction) => transaction,
+        }
+    }
+}
