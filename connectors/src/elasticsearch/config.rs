@@ -1,11 +1,12 @@
 //! How an Elasticsearch store is declared.
 
-use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
+
+use crate::Secret;
 
 /// A store in Elasticsearch. Secrets are handed in resolved.
 #[derive(Clone, Debug, Deserialize)]
@@ -87,11 +88,6 @@ pub enum Versioning {
     Lsn,
 }
 
-/// A text that is never printed.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
 /// What is wrong with a declaration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -169,25 +165,6 @@ impl OneOrMany {
             Self::One(text) => std::slice::from_ref(text),
             Self::Many(texts) => texts,
         }
-    }
-}
-
-impl Secret {
-    /// The secret itself, for the one request that needs it.
-    pub(super) fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<String> for Secret {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
     }
 }
 

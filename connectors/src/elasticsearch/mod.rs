@@ -24,5 +24,5 @@ mod field;
 mod sink;
 
 pub use check::{Facts, FieldFacts, IndexFacts};
-pub use config::{Auth, ConfigError, ElasticsearchConfig, OneOrMany, Secret, Versioning};
+pub use config::{Auth, ConfigError, ElasticsearchConfig, OneOrMany, Versioning};
 pub use sink::ElasticsearchSink;

@@ -1,11 +1,12 @@
 //! What the S3 sink has to be told.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use serde::Deserialize;
+
+use crate::Secret;
 
 /// A store of kind `s3`.
 #[derive(Debug, Clone, Deserialize)]
@@ -86,10 +87,6 @@ pub struct S3Credentials {
     pub session_token: Option<Secret>,
 }
 
-/// A text that can't be printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
 /// Why a configuration can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum S3ConfigError {
@@ -165,9 +162,9 @@ impl S3Config {
                 ("session_token", token),
             ];
             for (name, secret) in parts {
-                if secret
-                    .is_some_and(|s| s.0.is_empty() || !s.0.bytes().all(|b| b.is_ascii_graphic()))
-                {
+                if secret.is_some_and(|s| {
+                    s.reveal().is_empty() || !s.reveal().bytes().all(|b| b.is_ascii_graphic())
+                }) {
                     return Err(S3ConfigError::Credential(name));
                 }
             }
@@ -197,23 +194,6 @@ impl TryFrom<usize> for KeysMax {
             1..=1000 => Ok(Self(number)),
             _ => Err("keys_max must be 1 to 1000, the most that S3 takes in one request"),
         }
-    }
-}
-
-impl Secret {
-    /// Keeps `text` from being printed.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    pub(super) fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
     }
 }
 

@@ -20,5 +20,5 @@ mod sink;
 mod xml;
 
 pub use answer::{ObjectLock, Versioning};
-pub use config::{KeysMax, Probe, S3Config, S3ConfigError, S3Credentials, Secret};
+pub use config::{KeysMax, Probe, S3Config, S3ConfigError, S3Credentials};
 pub use sink::{BucketFacts, S3Facts, S3Sink};

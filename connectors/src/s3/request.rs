@@ -259,8 +259,9 @@ fn encode(text: &str, keep: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::config::{S3Credentials, Secret};
+    use super::super::config::S3Credentials;
     use super::*;
+    use crate::Secret;
 
     fn requests(path_style: bool) -> Requests {
         let mut config = S3Config::new("us-east-1", "documents");

@@ -318,7 +318,7 @@ async fn wrong_credentials_are_denied() {
     bucket.put("a").await;
     let sink = bucket.sink_with(|config| {
         let credentials = config.credentials.as_mut().unwrap();
-        credentials.secret_access_key = tombstream_connectors::s3::Secret::new("not-the-secret");
+        credentials.secret_access_key = tombstream_connectors::Secret::new("not-the-secret");
     });
     for error in [
         sink.destroy(&[bucket.object("a")]).await.unwrap_err(),

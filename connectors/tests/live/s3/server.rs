@@ -10,7 +10,8 @@ use md5::{Digest as _, Md5};
 use reqsign::aws::{Credential, RequestSigner, StaticCredentialProvider};
 use reqsign::{Signer, default_context};
 use sha2::Digest as _;
-use tombstream_connectors::s3::{S3Config, S3Credentials, S3Sink, Secret};
+use tombstream_connectors::Secret;
+use tombstream_connectors::s3::{S3Config, S3Credentials, S3Sink};
 use tombstream_model::{Address, DeletionId, Fence, Sink as _, StoreId, Target, Verdict};
 
 /// A bucket of this test's own.
