@@ -21,7 +21,7 @@ use super::guard::trigger_name;
 use super::ledger::{ClaimedRow, PgLedger, Prepared, TargetEntry};
 use super::pool::ledger_error;
 use super::statement::BEGIN;
-use super::table::{Table, key_arrays, literal};
+use super::table::{Table, is_held, key_arrays, literal};
 
 /// The claim's statements for one relation.
 #[derive(Debug)]
@@ -109,9 +109,7 @@ fn decide_sql(relation: &Relation) -> String {
          decided as ( \
              select c.*, case \
                  when c.refusal is not null then 'parked' \
-                 when exists (select from tombstream.hold h where h.relation = {name} \
-                     and h.key = c.key and h.released_at is null \
-                     and (h.until is null or h.until > now())) then 'pending' \
+                 when {held} then 'pending' \
                  when greatest(c.flag_at, coalesce(case when not d.outlived then d.first_seen end, \
                      case when not {vouched} or c.flag_at is null then now() end)) > now() - {grace} \
                      then 'pending' \
@@ -152,6 +150,7 @@ fn decide_sql(relation: &Relation) -> String {
                      or d.reason is distinct from excluded.reason) \
          returning d.id, d.relation, d.key, d.state, d.flag, d.flip_lsn::text, d.targets, \
              d.lease_token",
+        held = is_held(&name, "c.key"),
         flag = table.flag_value("c.flag"),
         claimed_flag = table.flag_value("d.flag"),
     )

@@ -14,7 +14,7 @@ use tombstream_model::{Ending, Key, LedgerError, Outcome, Relation, RelationId, 
 use super::ledger::{PgLedger, Prepared, TargetEntry};
 use super::pool::ledger_error;
 use super::resume::report_late;
-use super::table::{Table, key_arrays, literal};
+use super::table::{Table, is_held, key_arrays, literal};
 
 /// No lock of the rows themselves is waited for, but foreign keys and triggers wait for others'. Short,
 /// since a batch is halved with each wait. A deferred constraint speaks before the commit, behind whose
@@ -67,9 +67,7 @@ fn remove_sql(relation: &Relation) -> String {
          ), \
          decided as ( \
              select held.*, case \
-                 when exists (select from tombstream.hold h where h.relation = {relation_name} \
-                     and h.key = held.key and h.released_at is null \
-                     and (h.until is null or h.until > now())) then 'later' \
+                 when {is_held} then 'later' \
                  when exists (select from tombstream.pause p where p.relation = {relation_name}) \
                      then 'later' \
                  when not held.locked and {row_there} then 'later' \
@@ -132,6 +130,7 @@ policy does not let it go' \
              from ended where outcome in ('finalized', 'row_gone') order by id \
          ) \
          select id, outcome from ended",
+        is_held = is_held(&relation_name, "held.key"),
         name = table.name(),
         row_there = format!("{} is not null", table.key_columns("t").next().unwrap_or_default()),
         is_set = table.is_set("t"),

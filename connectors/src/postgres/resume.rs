@@ -5,7 +5,7 @@
 //! where no trigger refused it (S2): what remains is then not destroyed.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use sqlx::types::Json;
@@ -17,21 +17,22 @@ use tombstream_model::{Claimed, DeletionId, Fence, LedgerError, Relation};
 use super::ledger::{ClaimedRow, PgLedger, Prepared, TargetEntry};
 use super::pool::ledger_error;
 use super::statement::BEGIN;
-use super::table::Table;
+use super::table::{Table, is_held};
 
 /// Takes the ledger's rows in key order, skipping what others hold, and writes a new lease. Relations
 /// of another process are left to it: a lease that nobody works on keeps them from it. A hold that came
 /// after the claim stops what is left to destroy.
-const TAKE: &str = "\
+static TAKE: LazyLock<Arc<str>> = LazyLock::new(|| {
+    let held = is_held("d.relation", "d.key");
+    format!(
+        "\
     with due as ( \
         select d.id from tombstream.deletion d \
         where d.id = any($1) and d.state = 'claimed' and d.relation = any($4) \
             and (d.lease_until is null or d.lease_until < clock_timestamp()) \
             and (d.due_at is null or d.due_at <= clock_timestamp()) \
             and not exists (select from tombstream.pause p where p.relation = d.relation) \
-            and not exists (select from tombstream.hold h where h.relation = d.relation \
-                and h.key = d.key and h.released_at is null \
-                and (h.until is null or h.until > now())) \
+            and not {held} \
         order by d.relation, d.key for update of d skip locked \
     ), \
     token as materialized (select nextval('tombstream.lease_token') as token) \
@@ -39,7 +40,10 @@ const TAKE: &str = "\
         lease_until = clock_timestamp() + make_interval(secs => $3), attempts = d.attempts + 1, \
         due_at = null \
     from due cross join token where d.id = due.id \
-    returning d.id, d.relation, d.key, d.flag, d.flip_lsn::text, d.targets, d.lease_token";
+    returning d.id, d.relation, d.key, d.flag, d.flip_lsn::text, d.targets, d.lease_token"
+    )
+    .into()
+});
 
 /// The statement that finds rows which came back to life.
 #[derive(Debug)]
@@ -89,7 +93,7 @@ impl PgLedger {
     ) -> Result<Vec<(ClaimedRow, i64)>, sqlx::Error> {
         let rows = self
             .statements
-            .query(TAKE)
+            .query(AssertSqlSafe(Arc::clone(&TAKE)))
             .bind(ids)
             .bind(&self.config.owner)
             .bind(self.lease_seconds())

@@ -16,7 +16,7 @@ use tombstream_model::{
 };
 
 use super::statement::Statements;
-use super::table::{Table, ident, literal};
+use super::table::{Table, ident, is_held, literal};
 
 /// How the sweep goes.
 #[derive(Clone, Debug)]
@@ -218,10 +218,10 @@ fn flags_sql(relation: &Relation, config: &SweepConfig, goes_on: bool) -> String
              and (d.state = 'claimed' \
                  or d.state = 'parked' and {parked_flag} is not distinct from {flag_column} \
                  or d.state in ('pending', 'hidden') and d.first_seen > {seen})) \
-         and not exists (select from tombstream.hold h where h.relation = {name} \
-             and h.key = {key} and h.released_at is null and (h.until is null or h.until > now())) \
+         and not {held} \
          and not exists (select from tombstream.pause p where p.relation = {name}) \
          order by {order} limit $1",
+        held = is_held(&name, &table.key("t")),
         key = table.key("t"),
         shown = flag.map_or_else(|| "null::text".to_owned(), |flag| format!("{flag}::text")),
         parked_flag = table.flag_value("d.flag"),

@@ -114,6 +114,15 @@ impl<'a> Table<'a> {
     }
 }
 
+/// Whether a hold keeps the row of `key` (S1). `relation` and `key` are SQL: a literal, or a column.
+/// One text, so that claim, finalize, takeover and sweep can't differ in what a hold is.
+pub(super) fn is_held(relation: &str, key: &str) -> String {
+    format!(
+        "exists (select from tombstream.hold h where h.relation = {relation} and h.key = {key} \
+             and h.released_at is null and (h.until is null or h.until > now()))"
+    )
+}
+
 /// Keys turned on their side: one list of texts for each key column, as `unnest` takes them.
 pub(super) fn key_arrays<'k>(
     relation: &Relation,

@@ -275,9 +275,7 @@ async fn what_waits_is_not_brought_round_after_round() {
     assert_eq!(swept(&mut sweep(&database, patient())).await, None, "its grace runs");
     run(&database, BACK_DATE, &keys[1]).await;
     database.pool.execute(AGE).await.unwrap();
-    let hold = "insert into tombstream.hold (relation, key, case_name, actor) \
-                values ('documents', array[$1::text], 'case 7', 'legal')";
-    run(&database, hold, &keys[1]).await;
+    database.hold(&keys[1]).await;
     let found = swept(&mut sweep(&database, patient())).await.unwrap();
     assert_eq!(found.len(), 1, "the held one is not brought");
     assert_eq!(found[0].key, keys[0]);

@@ -89,14 +89,7 @@ async fn a_held_row_waits_until_the_hold_is_released() {
     let database = Database::with_documents(true).await;
     let ledger = database.ledger(documents());
     let keys = database.insert(2, true).await;
-    sqlx::query(
-        "insert into tombstream.hold (relation, key, case_name, actor) \
-         values ('documents', $1, 'case 7', 'legal')",
-    )
-    .bind(keys[0].columns().map(str::to_owned).collect::<Vec<_>>())
-    .execute(&database.pool)
-    .await
-    .unwrap();
+    database.hold(&keys[0]).await;
 
     let claimed = ledger.claim(DOCUMENTS, &candidates(&keys)).await.unwrap();
     assert_eq!(claimed.len(), 1);
@@ -265,14 +258,7 @@ async fn hold_at_the_gate<T>(
         while database.count(waiting).await == 0 {
             tokio::task::yield_now().await;
         }
-        sqlx::query(
-            "insert into tombstream.hold (relation, key, case_name, actor) \
-             values ('documents', $1, 'case 7', 'legal')",
-        )
-        .bind(key.columns().map(str::to_owned).collect::<Vec<_>>())
-        .execute(&database.pool)
-        .await
-        .unwrap();
+        database.hold(key).await;
         gate.execute("select pg_advisory_unlock(42)").await.unwrap();
     };
     tokio::join!(behind_its_lock, hold).0

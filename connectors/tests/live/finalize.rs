@@ -69,14 +69,7 @@ async fn a_hold_that_came_after_the_claim_keeps_the_row() {
     let database = Database::with_documents(true).await;
     let ledger = database.ledger(documents());
     let (keys, claims) = claimed(&database, 2).await;
-    sqlx::query(
-        "insert into tombstream.hold (relation, key, case_name, actor) \
-         values ('documents', $1, 'case 7', 'legal')",
-    )
-    .bind(keys[0].columns().map(str::to_owned).collect::<Vec<_>>())
-    .execute(&database.pool)
-    .await
-    .unwrap();
+    database.hold(&keys[0]).await;
     let endings = ledger.finalize(DOCUMENTS, &all(claims, Verdict::Deleted)).await.unwrap();
     assert_eq!(endings.iter().filter(|ending| **ending == Ending::Later).count(), 1);
     assert_eq!(database.count("select count(*) from documents").await, 1);
@@ -270,14 +263,7 @@ async fn a_hold_that_came_after_the_claim_stops_what_is_left_to_destroy() {
     let (keys, claims) = claimed(&database, 1).await;
     let id = claims[0].id;
     ledger.owe(&all(claims, Verdict::Unknown)).await.unwrap();
-    sqlx::query(
-        "insert into tombstream.hold (relation, key, case_name, actor) \
-         values ('documents', $1, 'case 7', 'legal')",
-    )
-    .bind(keys[0].columns().map(str::to_owned).collect::<Vec<_>>())
-    .execute(&database.pool)
-    .await
-    .unwrap();
+    database.hold(&keys[0]).await;
     database.pool.execute("update tombstream.deletion set due_at = null").await.unwrap();
     assert!(ledger.resume(&[id]).await.unwrap().is_empty());
     database.pool.execute("update tombstream.hold set released_at = now()").await.unwrap();
