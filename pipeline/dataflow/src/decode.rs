@@ -9,8 +9,9 @@ use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
-use tombstream_model::decode::{Decoded, Decoder, Skipped};
-use tombstream_model::{Candidate, DeadLetter, Event, Generation, Ledger, Relation};
+use tombstream_model::decode::{DecodeError, Decoded, Decoder, RowDecoder, Skipped};
+use tombstream_model::wal::WalRow;
+use tombstream_model::{Candidate, DeadLetter, Event, Generation, Ledger, Origin, Relation};
 
 use crate::bridge::{Call, Epoch};
 use crate::flow::LedgerParts;
@@ -18,7 +19,7 @@ use crate::health::Board;
 use crate::metric;
 use crate::plan::StageConfig;
 use crate::retry::insist;
-use crate::source::Chunk;
+use crate::source::{Chunk, Raw};
 use crate::topic::Topics;
 
 /// What decoding needs beside the bytes.
@@ -30,38 +31,68 @@ pub(crate) struct Decode {
     pub(crate) board: Arc<Board>,
 }
 
+/// What a chunk gave.
+#[derive(Default)]
+struct Found {
+    candidates: Vec<Candidate>,
+    dead_letters: Vec<DeadLetter>,
+    skipped: SkippedCounts,
+}
+
+/// Events of one topic that were decoded one after the other.
+#[derive(Default)]
+struct Run {
+    topic: Option<Arc<str>>,
+    decodable: Vec<bool>,
+}
+
 impl Decode {
     /// What `chunk` means, in the order of its events.
-    fn decode(
-        &self,
-        chunk: Chunk,
-        candidates: &mut Vec<Candidate>,
-        dead_letters: &mut Vec<DeadLetter>,
-    ) {
-        let mut topic: Option<Arc<str>> = None;
-        let mut decodable = Vec::with_capacity(chunk.events.len());
-        let mut skipped = SkippedCounts::default();
-        for event in chunk.events {
-            if topic.as_ref() != Some(&event.origin.topic) {
-                self.note(chunk.source, topic.take(), &mut decodable);
-                topic = Some(Arc::clone(&event.origin.topic));
-            }
-            match self.decoder.decode(&event, self.generation) {
-                Ok(decoded) => {
-                    decodable.push(true);
-                    candidates.extend(self.candidate(decoded, &mut skipped));
+    fn decode(&self, chunk: Chunk, rows: &mut RowDecoder, found: &mut Found) {
+        let mut run = Run::default();
+        match chunk.raw {
+            Raw::Events(events) => {
+                for event in events {
+                    self.begin(chunk.source, &event.origin, &mut run);
+                    let decoded = self.decoder.decode(&event, self.generation);
+                    let failed = self.take(decoded, &mut run, found);
+                    found.dead_letters.extend(failed.map(|error| letter(event, &error)));
                 }
-                Err(error) => {
-                    decodable.push(false);
-                    let Event { origin, key, value } = event;
-                    counter!(metric::DEAD_LETTERS, "topic" => origin.topic.to_string())
-                        .increment(1);
-                    dead_letters.push(DeadLetter { origin, reason: error.to_string(), key, value });
+            }
+            Raw::Rows(all) => {
+                for row in all {
+                    self.begin(chunk.source, &row.origin, &mut run);
+                    let failed = self.take(rows.decode(&row), &mut run, found);
+                    found.dead_letters.extend(failed.map(|error| row_letter(row, &error)));
                 }
             }
         }
-        self.note(chunk.source, topic, &mut decodable);
-        skipped.count();
+        self.note(chunk.source, &mut run);
+        found.skipped.count();
+    }
+
+    /// Ends the run of another topic.
+    fn begin(&self, source: usize, origin: &Origin, run: &mut Run) {
+        if run.topic.as_ref() != Some(&origin.topic) {
+            self.note(source, run);
+            run.topic = Some(Arc::clone(&origin.topic));
+        }
+    }
+
+    fn take(
+        &self,
+        decoded: Result<Decoded, DecodeError>,
+        run: &mut Run,
+        found: &mut Found,
+    ) -> Option<DecodeError> {
+        run.decodable.push(decoded.is_ok());
+        match decoded {
+            Ok(decoded) => {
+                found.candidates.extend(self.candidate(decoded, &mut found.skipped));
+                None
+            }
+            Err(error) => Some(error),
+        }
     }
 
     fn candidate(&self, decoded: Decoded, counts: &mut SkippedCounts) -> Option<Candidate> {
@@ -82,19 +113,30 @@ impl Decode {
         }
     }
 
-    fn note(&self, source: usize, topic: Option<Arc<str>>, decodable: &mut Vec<bool>) {
-        if let Some(topic) = topic {
-            let count = decodable.len() as u64;
+    fn note(&self, source: usize, run: &mut Run) {
+        if let Some(topic) = run.topic.take() {
+            let count = run.decodable.len() as u64;
             counter!(metric::EVENTS, "topic" => topic.to_string()).increment(count);
-            self.topics.note(source, &topic, decodable);
-            decodable.clear();
+            self.topics.note(source, &topic, &run.decodable);
+            run.decodable.clear();
         }
     }
 }
 
+fn letter(event: Event, error: &DecodeError) -> DeadLetter {
+    let Event { origin, key, value } = event;
+    counter!(metric::DEAD_LETTERS, "topic" => origin.topic.to_string()).increment(1);
+    DeadLetter { origin, reason: error.to_string(), key, value }
+}
+
+/// A row of the log has its key inside the message.
+fn row_letter(row: WalRow, error: &DecodeError) -> DeadLetter {
+    letter(Event { origin: row.origin, key: None, value: Some(row.message) }, error)
+}
+
 /// Irrelevant messages of a chunk by kind: most of a real topic, so they are counted once a chunk.
 #[derive(Debug, Default)]
-struct SkippedCounts([(&'static str, u64); 5]);
+struct SkippedCounts([(&'static str, u64); 7]);
 
 impl SkippedCounts {
     fn add(&mut self, skipped: Skipped) {
@@ -104,12 +146,14 @@ impl SkippedCounts {
             Skipped::Transaction => (2, "transaction"),
             Skipped::Message => (3, "message"),
             Skipped::OtherTable => (4, "other_table"),
+            Skipped::Alive => (5, "alive"),
+            Skipped::Keyless => (6, "keyless"),
         };
         self.0[place] = (kind, self.0[place].1 + 1);
     }
 
-    fn count(&self) {
-        for (kind, count) in self.0.iter().filter(|(_, count)| *count > 0) {
+    fn count(&mut self) {
+        for (kind, count) in std::mem::take(&mut self.0).iter().filter(|(_, count)| *count > 0) {
             counter!(metric::SKIPPED, "kind" => *kind).increment(*count);
         }
     }
@@ -128,18 +172,19 @@ pub(crate) fn decode<'scope>(
     let mut letters_out = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(letters_out);
 
     builder.build(move |_| {
-        let (mut found, mut dead) = (Vec::new(), Vec::new());
+        let mut found = Found::default();
+        let mut rows = RowDecoder::new(decode.decoder.clone());
         move |_| {
             let mut candidates_out = candidates_out.activate();
             let mut letters_out = letters_out.activate();
             input.for_each_stamp(|capability, batches| {
                 for chunk in batches.flat_map(take) {
-                    decode.decode(chunk, &mut found, &mut dead);
+                    decode.decode(chunk, &mut rows, &mut found);
                 }
-                candidates_out.session(&capability).give_container(&mut found);
-                letters_out.session(&capability).give_container(&mut dead);
-                found.clear();
-                dead.clear();
+                candidates_out.session(&capability).give_container(&mut found.candidates);
+                letters_out.session(&capability).give_container(&mut found.dead_letters);
+                found.candidates.clear();
+                found.dead_letters.clear();
             });
         }
     });

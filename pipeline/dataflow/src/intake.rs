@@ -109,6 +109,7 @@ impl Reader {
                 }
             }
             if finishing && due.is_empty() {
+                source.close().await;
                 return;
             }
             let waits = read.is_some();
@@ -371,6 +372,7 @@ fn pieces(records: Records, max: usize) -> impl Iterator<Item = Records> {
         if piece.len() > max {
             rest = Some(match &mut piece {
                 Records::Events(all) => Records::Events(all.split_off(max)),
+                Records::Rows(all) => Records::Rows(all.split_off(max)),
                 Records::Candidates(all) => Records::Candidates(all.split_off(max)),
                 Records::Open(all) => Records::Open(all.split_off(max)),
             });

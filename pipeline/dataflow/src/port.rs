@@ -28,6 +28,9 @@ pub trait ErasedSource: Send + 'static {
 
     /// See [`Source::pause`].
     fn pause(&mut self, topic: &str) -> Result<(), SourceError>;
+
+    /// See [`Source::close`].
+    fn close(&mut self) -> BoxFuture<'_, ()>;
 }
 
 impl<S: Sink> ErasedSink for S {
@@ -58,5 +61,9 @@ impl<S: Source> ErasedSource for S {
 
     fn pause(&mut self, topic: &str) -> Result<(), SourceError> {
         Source::pause(self, topic)
+    }
+
+    fn close(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(Source::close(self))
     }
 }

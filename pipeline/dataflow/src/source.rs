@@ -7,15 +7,23 @@ use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::{Scope, StreamVec};
+use tombstream_model::wal::WalRow;
 use tombstream_model::{Candidate, DeletionId, Event, Records};
 
 use crate::bridge::{Epoch, Fed, Feed, FeedReceiver};
 
-/// Events that were read together, and which source read them.
+/// What was read together and has to be decoded, and which source read it.
 #[derive(Clone, Debug)]
 pub(crate) struct Chunk {
     pub(crate) source: usize,
-    pub(crate) events: Vec<Event>,
+    pub(crate) raw: Raw,
+}
+
+/// What has to be decoded.
+#[derive(Clone, Debug)]
+pub(crate) enum Raw {
+    Events(Vec<Event>),
+    Rows(Vec<WalRow>),
 }
 
 /// What a worker reads.
@@ -64,7 +72,12 @@ pub(crate) fn source<'scope>(scope: Scope<'scope, Epoch>, mut feed: FeedReceiver
                         fuel = fuel.saturating_sub(records.len());
                         match records {
                             Records::Events(events) => {
-                                events_out.session(&held[0]).give(Chunk { source, events });
+                                let raw = Raw::Events(events);
+                                events_out.session(&held[0]).give(Chunk { source, raw });
+                            }
+                            Records::Rows(rows) => {
+                                let raw = Raw::Rows(rows);
+                                events_out.session(&held[0]).give(Chunk { source, raw });
                             }
                             Records::Candidates(mut candidates) => {
                                 candidates_out.session(&held[1]).give_container(&mut candidates);

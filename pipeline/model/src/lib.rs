@@ -20,6 +20,7 @@ mod position;
 mod relation;
 mod sink;
 mod source;
+pub mod wal;
 
 pub use address::{Address, AddressError, AddressTemplate, Row, Template, TemplateError};
 pub use change::{Candidate, Cause, Change, FlagState, FlagValue, Found, Op};

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::wal::WalRow;
 use crate::{Candidate, DeletionId, Disposition};
 
 /// A message as it was read, not decoded yet.
@@ -55,6 +56,8 @@ pub struct Polled {
 pub enum Records {
     /// Messages, to be decoded.
     Events(Vec<Event>),
+    /// Rows of Postgres's own log, to be decoded.
+    Rows(Vec<WalRow>),
     /// Keys, to be claimed.
     Candidates(Vec<Candidate>),
     /// Claimed deletions whose lease is over or which owe something, to be taken over.
@@ -66,6 +69,7 @@ impl Records {
     pub fn len(&self) -> usize {
         match self {
             Self::Events(events) => events.len(),
+            Self::Rows(rows) => rows.len(),
             Self::Candidates(candidates) => candidates.len(),
             Self::Open(deletions) => deletions.len(),
         }
@@ -110,4 +114,10 @@ pub trait Source: Send + 'static {
 
     /// Stops reading `topic` until the process is started again.
     fn pause(&mut self, topic: &str) -> Result<(), SourceError>;
+
+    /// Ends the reading: what was handed to [`Source::commit`] and is still on its way arrives, or is
+    /// given up after a short while. A source that is dropped without it may bring some of that again.
+    fn close(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 }

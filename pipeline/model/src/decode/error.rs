@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::KeyError;
+use crate::wal::WalError;
 
 /// Which half of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -143,6 +144,9 @@ pub enum DecodeError {
         /// Where.
         path: String,
     },
+    /// Bytes from Postgres's log that are no message of pgoutput.
+    #[error("{0}")]
+    Wal(WalError),
     /// The message's key and its row name different rows.
     #[error("the message's key and its {path} name different rows")]
     KeyMismatch {
@@ -171,6 +175,7 @@ impl DecodeError {
             Self::Key { .. } => "key",
             Self::KeyUnavailable { .. } => "key_unavailable",
             Self::KeyMismatch { .. } => "key_mismatch",
+            Self::Wal(_) => "wal",
         }
     }
 }

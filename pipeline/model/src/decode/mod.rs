@@ -1,6 +1,6 @@
 //! Bytes of a message to what they mean.
 //!
-//! The form of the envelope is detected, not configured: Debezium's JSON with and without the
+//! Rows of Postgres's own log are read by [`RowDecoder`]; what follows is of messages from elsewhere. The form of the envelope is detected, not configured: Debezium's JSON with and without the
 //! inline schema, and the flattened form of ExtractNewRecordState.
 //!
 //! **Which relation.** An envelope whose `source` names a relation's schema and table is of that
@@ -25,6 +25,7 @@ mod debezium;
 mod error;
 mod flattened;
 mod json;
+mod pgoutput;
 mod row;
 mod time;
 
@@ -34,6 +35,7 @@ use std::collections::HashMap;
 use serde_json::value::RawValue;
 
 pub use self::error::{DecodeError, Part};
+pub use self::pgoutput::RowDecoder;
 
 use self::debezium::Envelope;
 use self::flattened::Added;
@@ -70,6 +72,10 @@ pub enum Skipped {
     Message,
     /// A row of a table that is no relation (Debezium's signal table among them).
     OtherTable,
+    /// A row of the log that is alive after the change.
+    Alive,
+    /// A delete that does not tell the key: the table's replica identity is another index than it.
+    Keyless,
 }
 
 /// Decodes messages for the configured relations.
