@@ -10,8 +10,8 @@ pub mod object_store;
 pub mod postgres;
 #[cfg(feature = "s3")]
 pub mod s3;
-#[cfg(any(feature = "elasticsearch", feature = "s3"))]
+#[cfg(any(feature = "elasticsearch", feature = "postgres", feature = "s3"))]
 mod secret;
 
-#[cfg(any(feature = "elasticsearch", feature = "s3"))]
+#[cfg(any(feature = "elasticsearch", feature = "postgres", feature = "s3"))]
 pub use secret::Secret;

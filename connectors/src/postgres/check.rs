@@ -32,15 +32,15 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn good(text: impl Into<String>) -> Self {
+    pub(super) fn good(text: impl Into<String>) -> Self {
         Self { severity: Severity::Good, text: text.into() }
     }
 
-    fn warning(text: impl Into<String>) -> Self {
+    pub(super) fn warning(text: impl Into<String>) -> Self {
         Self { severity: Severity::Warning, text: text.into() }
     }
 
-    fn error(text: impl Into<String>) -> Self {
+    pub(super) fn error(text: impl Into<String>) -> Self {
         Self { severity: Severity::Error, text: text.into() }
     }
 }

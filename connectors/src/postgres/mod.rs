@@ -1,7 +1,7 @@
 //! Postgres: the relations' database, and Tombstream's ledger in it.
 //!
 //! Owned here: the ledger ([`PgLedger`]: claim, resume, finalize, owe, bury), the sweep of the flag
-//! itself ([`Sweep`]), the guard triggers and indexes that a relation gets ([`install_relation`]), and
+//! itself ([`Sweep`]), the source that reads the log ([`PostgresSource`]), the guard triggers and indexes that a relation gets ([`install_relation`]), and
 //! what operators ask of the ledger. Left to others: who decides when (the dataflow), and flipping
 //! flags (the api).
 //!
@@ -22,6 +22,7 @@ mod ledger;
 mod migrate;
 mod owe;
 mod pool;
+mod replication;
 mod resume;
 mod statement;
 mod status;
@@ -34,8 +35,12 @@ pub use guard::{InstallError, install_relation, relation_sql};
 pub use ledger::{LedgerConfig, LedgerStore, PgLedger};
 pub use migrate::{MigrateFailure, migrate};
 pub use pool::{connect, for_a_pooler};
+pub use replication::{
+    Gap, GapReason, PostgresSource, ReplicationConfig, ReplicationConfigError, Scope, check_capture,
+    fix_capture,
+};
 pub use status::{
     DeadLetterRow, OwedStore, PausedRelation, RelationStatus, Status, dead_letter, dead_letters,
     status,
 };
-pub use sweep::{Sweep, SweepConfig};
+pub use sweep::{Sweep, SweepBell, SweepConfig};

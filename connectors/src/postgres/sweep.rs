@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgPool, Row as _};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use tombstream_model::{
@@ -45,13 +46,41 @@ pub struct Sweep {
     /// What is left of this round.
     todo: VecDeque<usize>,
     next_round: Instant,
+    bell: SweepBell,
+    /// Whether this round looks at every flag, also at one that an event should bring.
+    is_urgent: bool,
+}
+
+/// Has a sweep begin a round at once that looks at every flag: events were lost.
+#[derive(Clone, Debug, Default)]
+pub struct SweepBell(Arc<Notify>);
+
+impl SweepBell {
+    /// Rings it. A ring during such a round leads to one more.
+    pub fn ring(&self) {
+        self.0.notify_one();
+    }
 }
 
 #[derive(Debug)]
 enum Scan {
-    Flags { relation: RelationId, first: Arc<str>, next: Arc<str>, after: Option<Cursor> },
+    Flags { relation: RelationId, usual: Pages, urgent: Pages, after: Option<Cursor> },
     Orphans { relation: RelationId, sql: Arc<str>, after: Option<Vec<String>> },
     Open { after: i64 },
+}
+
+/// The statements of a scan of flags: for its first page, and for the next ones.
+#[derive(Debug)]
+struct Pages {
+    first: Arc<str>,
+    next: Arc<str>,
+}
+
+impl Pages {
+    fn new(relation: &Relation, config: &SweepConfig) -> Self {
+        let sql = |goes_on| flags_sql(relation, config, goes_on).into();
+        Self { first: sql(false), next: sql(true) }
+    }
 }
 
 /// The last row of a page: the flag's text (none for boolean flags) and the key's columns.
@@ -65,13 +94,14 @@ impl Sweep {
     /// A sweep over `relations`; a [`RelationId`] is an index into them. Its first round begins at
     /// once: after an outage there may be much to find.
     pub fn new(pool: PgPool, relations: Arc<[Relation]>, config: SweepConfig) -> Self {
+        let at_once = SweepConfig { after: Duration::ZERO, ..config.clone() };
         let mut scans: Vec<Scan> = relations
             .iter()
             .zip(0..)
             .map(|(relation, id)| Scan::Flags {
                 relation: RelationId(id),
-                first: flags_sql(relation, &config, false).into(),
-                next: flags_sql(relation, &config, true).into(),
+                usual: Pages::new(relation, &config),
+                urgent: Pages::new(relation, &at_once),
                 after: None,
             })
             .collect();
@@ -84,7 +114,22 @@ impl Sweep {
         let names = relations.iter().map(|relation| relation.name.to_string()).collect();
         let todo = VecDeque::new();
         let statements = Statements::new(pool, config.prepared_statements);
-        Self { statements, config, names, scans, todo, round: 0, next_round: Instant::now() }
+        Self {
+            statements,
+            config,
+            names,
+            scans,
+            todo,
+            round: 0,
+            next_round: Instant::now(),
+            bell: SweepBell::default(),
+            is_urgent: false,
+        }
+    }
+
+    /// A bell for this sweep.
+    pub fn bell(&self) -> SweepBell {
+        self.bell.clone()
     }
 
     /// Reads the next page of the scan at `place`. The scan's cursor moves only with the answer.
@@ -92,8 +137,9 @@ impl Sweep {
         let limit = i64::from(self.config.page_max);
         let mut session = self.statements.session().await?;
         let records = match &mut self.scans[place] {
-            Scan::Flags { relation, first, next, after } => {
-                let sql = if after.is_some() { next } else { first };
+            Scan::Flags { relation, usual, urgent, after } => {
+                let pages = if self.is_urgent { urgent } else { usual };
+                let sql = if after.is_some() { &pages.next } else { &pages.first };
                 let mut query = self.statements.query(AssertSqlSafe(Arc::clone(sql))).bind(limit);
                 if let Some(cursor) = &after {
                     if let Some(flag) = &cursor.flag {
@@ -236,7 +282,11 @@ impl Source for Sweep {
     async fn next(&mut self) -> Result<Polled, SourceError> {
         loop {
             let Some(&place) = self.todo.front() else {
-                tokio::time::sleep_until(self.next_round).await;
+                self.is_urgent = tokio::select! {
+                    biased;
+                    () = self.bell.0.notified() => true,
+                    () = tokio::time::sleep_until(self.next_round) => false,
+                };
                 let orphans = self.round.is_multiple_of(ORPHAN_ROUNDS);
                 self.round += 1;
                 self.todo = (0..self.scans.len())

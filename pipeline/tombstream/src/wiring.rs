@@ -12,16 +12,17 @@ use tombstream_connectors::elasticsearch::{self, ElasticsearchConfig, Elasticsea
 use tombstream_connectors::kafka::{self, KafkaConfig, KafkaSource};
 use tombstream_connectors::object_store::{ObjectStoreConfig, ObjectStoreSink};
 use tombstream_connectors::postgres::{
-    self, LedgerConfig, LedgerStore, PgLedger, Sweep, SweepConfig,
+    self, LedgerConfig, LedgerStore, PgLedger, PostgresSource, ReplicationConfig, Scope, Sweep,
+    SweepConfig,
 };
 use tombstream_connectors::s3::{self, S3Config, S3Sink};
 use tombstream_dataflow::{ErasedSink, ErasedSource, Pipeline, StageConfig, Store};
 use tombstream_model::StoreId;
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::config::{
     Config, DatabaseConfig, ElasticsearchCredentials, ElasticsearchSection, KafkaSection,
-    ObjectStoreSection, S3Section, Secret, SecretRef, Setting, StoreConfig, StoreKind, Verify,
+    ObjectStoreSection, PostgresSection, S3Section, Secret, SecretRef, Setting, StoreConfig, StoreKind, Verify,
     Version,
 };
 use crate::telemetry::Metrics;
@@ -80,17 +81,20 @@ pub(crate) async fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pi
         after: sweep.after,
         prepared_statements: config.database.prepared_statements,
     };
-    let mut sources: Vec<Box<dyn ErasedSource>> =
-        vec![Box::new(Sweep::new(pool, Arc::clone(&relations), sweep))];
+    let sweep = Sweep::new(pool.clone(), Arc::clone(&relations), sweep);
+    let bell = sweep.bell();
+    let mut sources: Vec<Box<dyn ErasedSource>> = vec![Box::new(sweep)];
     if let Some(section) = &config.source.kafka {
-        let on_gap = |gap: &kafka::Gap| {
+        let bell = bell.clone();
+        let on_gap = move |gap: &kafka::Gap| {
+            bell.ring();
             error!(
                 topic = gap.topic,
                 partition = gap.partition,
                 committed = gap.committed,
                 low = gap.low,
                 high = gap.high,
-                "events are missing from the log; the sweep finds their flags"
+                "events are missing from the log; the sweep looks for their flags now"
             );
         };
         let source = KafkaSource::new(&kafka_config(section), &topics(config), on_gap)
@@ -98,8 +102,33 @@ pub(crate) async fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pi
         sources.push(Box::new(source));
     }
     let generation = ledger.generation().await.context("the ledger's generation")?;
+    if let Some(section) = &config.source.postgres {
+        let on_gap = move |gap: &postgres::Gap| {
+            warn!("{gap}");
+            bell.ring();
+        };
+        let scope = Scope::Relations(Arc::clone(&relations));
+        let source = replication_config(&config.database, section)
+            .and_then(|config| Ok(PostgresSource::new(config, pool, scope, on_gap)?))
+            .context("source.postgres")?;
+        sources.push(Box::new(source));
+    }
     let limits = tombstream_dataflow::Config { generation, ..limits(config) };
     Ok(Pipeline { config: limits, relations, ledger: Arc::new(ledger), stores, sources })
+}
+
+/// The slot as its connector takes it.
+pub(crate) fn replication_config(
+    database: &DatabaseConfig,
+    section: &PostgresSection,
+) -> anyhow::Result<ReplicationConfig> {
+    let url = resolve(section.url.as_ref().unwrap_or(&database.url))?;
+    let url = connectors::Secret::new(url.expose());
+    let mut config = ReplicationConfig::new(url, &*section.slot, &*section.publication);
+    config.items_max = section.items_max;
+    config.bytes_max = section.bytes_max;
+    config.heartbeat = section.heartbeat;
+    Ok(config)
 }
 
 /// The ledger of the configured relations and stores.

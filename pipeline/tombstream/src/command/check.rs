@@ -2,7 +2,8 @@
 //! say of it.
 //!
 //! Mistakes are collected while the file is read; this prints findings, one line each, `ok`,
-//! `warning` or `error`, with what to do. Nothing is changed anywhere.
+//! `warning` or `error`, with what to do. Nothing is changed anywhere, but by `--fix`: it makes what
+//! reading the log needs, the publication and the slot.
 
 use sqlx::PgPool;
 use tombstream_api::Tokens;
@@ -20,6 +21,9 @@ pub(super) struct Args {
     /// Try every connection, and look at tables, triggers, buckets, indices and topics.
     #[arg(long)]
     live: bool,
+    /// Make the publication and the slot of [source.postgres], or add what they lack; then look.
+    #[arg(long)]
+    fix: bool,
 }
 
 /// What was looked at, and what was found.
@@ -66,11 +70,11 @@ pub(super) async fn check(config: Config, args: Args) -> Result<(), Failure> {
         config.relations.len(),
         config.stores.len()
     );
-    if !args.live {
+    if !args.live && !args.fix {
         return Ok(());
     }
     let mut report = Report::default();
-    database(&config, &mut report).await;
+    database(&config, args.fix, &mut report).await;
     for (store, id) in config.stores.iter().zip(0..) {
         self::store(&config, StoreId(id), store, &mut report).await;
     }
@@ -93,7 +97,7 @@ fn tokens(config: &Config) -> Result<(), Problems> {
     Err(Problems { file: config.file.clone(), list: vec![problem] })
 }
 
-async fn database(config: &Config, report: &mut Report) {
+async fn database(config: &Config, fix: bool, report: &mut Report) {
     let pool = match wiring::connect(&config.database, "tombstream-check").await {
         Ok(pool) => pool,
         Err(error) => return report.error("database", &chain(error.as_ref())),
@@ -112,6 +116,34 @@ async fn database(config: &Config, report: &mut Report) {
         if let FlagKind::Timestamp { zone } = &relation.flag.kind {
             zone_is_known(&pool, zone, &about, report).await;
         }
+    }
+    capture(config, &pool, fix, report).await;
+}
+
+/// Whether the log can be read straight, made so first if that is wanted.
+async fn capture(config: &Config, pool: &PgPool, fix: bool, report: &mut Report) {
+    let about = "source postgres";
+    let Some(section) = &config.source.postgres else {
+        if fix {
+            report.warning(about, "there is no [source.postgres], so there is nothing to make");
+        }
+        return;
+    };
+    let replication = match wiring::replication_config(&config.database, section) {
+        Ok(replication) => replication,
+        Err(error) => return report.error(about, &chain(error.as_ref())),
+    };
+    if fix {
+        match postgres::fix_capture(pool, &replication, &config.relations).await {
+            Ok(done) => report.add(about, done),
+            Err(error) => {
+                report.error(about, &format!("it can't be made: {}", chain(&error)));
+            }
+        }
+    }
+    match postgres::check_capture(pool, &replication, &config.relations).await {
+        Ok(findings) => report.add(about, findings),
+        Err(error) => report.error(about, &format!("it can't be looked at: {}", chain(&error))),
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) use document::{Place, Problem, Problems};
 pub(crate) use pipeline::PipelineConfig;
 pub(crate) use relation::RouteConfig;
 pub(crate) use secret::{Secret, SecretRef};
-pub(crate) use source::{KafkaSection, Setting, SourceConfig};
+pub(crate) use source::{KafkaSection, PostgresSection, Setting, SourceConfig};
 pub(crate) use store::{
     ElasticsearchCredentials, ElasticsearchSection, ObjectStoreSection, S3Section, StoreConfig,
     StoreKind, Verify, Version,
@@ -131,6 +131,7 @@ impl Config {
         if let Some(source) = &source {
             let kafka = source.kafka.as_ref().map(|kafka| &kafka.place);
             rules::topics(root, kafka, &relations);
+            rules::streams(root, database.as_ref(), source.postgres.as_ref());
         }
         let mut models = Vec::new();
         let mut routes = Vec::new();

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use tombstream_model::{AddressTemplate, KeyKind, StoreId, TargetTemplate};
 
+use super::database::DatabaseConfig;
 use super::document::{Place, Section, nearest};
 use super::pipeline::PipelineConfig;
 use super::relation::{RelationConfig, Shape, TargetConfig};
+use super::source::PostgresSection;
 use super::store::{StoreConfig, StoreKind};
 use super::value::Wrong;
 
@@ -88,6 +90,23 @@ pub(super) fn topics(
             "write topics = [\"app.public.documents\"] in a relation, or leave [source.kafka] out",
         ),
         Some(_) => {}
+    }
+}
+
+/// A pooler that takes no prepared statements does not stream the log either.
+pub(super) fn streams(
+    section: &Section<'_, '_>,
+    database: Option<&DatabaseConfig>,
+    postgres: Option<&PostgresSection>,
+) {
+    let (Some(database), Some(postgres)) = (database, postgres) else { return };
+    if !database.prepared_statements && postgres.url.is_none() {
+        section.problem(
+            postgres.place.clone(),
+            "the log can't be read through a pooler, and prepared_statements = false says that \
+             database.url is one",
+            "write url = { env = \"DIRECT_DATABASE_URL\" } here, the server's own address",
+        );
     }
 }
 

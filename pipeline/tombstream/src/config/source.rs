@@ -1,9 +1,9 @@
-//! `[source.kafka]` and `[source.sweep]`: where events and flags are read.
+//! `[source.…]`: where events and flags are read.
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
-use tombstream_connectors::kafka;
+use tombstream_connectors::{Secret, kafka, postgres};
 use toml::de::DeValue;
 
 use super::document::{Place, Section};
@@ -13,9 +13,28 @@ use super::value::{Leaf, Wrong, describe};
 /// The sources.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SourceConfig {
-    /// None: the sweep alone finds the flags.
+    /// Neither of them: the sweep alone finds the flags.
     pub(crate) kafka: Option<KafkaSection>,
+    pub(crate) postgres: Option<PostgresSection>,
     pub(crate) sweep: SweepSection,
+}
+
+/// A replication slot, read straight from the log.
+#[derive(Clone, Debug)]
+pub(crate) struct PostgresSection {
+    pub(crate) place: Place,
+    /// Whether it has a url of its own, since a pooler can't stream. None: that of the database.
+    pub(crate) url: Option<SecretRef>,
+    /// The slot; each pipeline has its own, and its processes share it: one reads, others wait.
+    pub(crate) slot: String,
+    pub(crate) publication: String,
+    /// Most rows that one poll brings. 1,000: two claims.
+    pub(crate) items_max: NonZeroUsize,
+    /// Most bytes that one poll brings, but for its last row. 8 MiB: wide rows stay bounded too.
+    pub(crate) bytes_max: NonZeroUsize,
+    /// How often a message of our own goes through the log. 10 s: it is a hundred bytes, shows the
+    /// lag, and lets the server drop its log where nothing else is written. 0s switches it off.
+    pub(crate) heartbeat: Duration,
 }
 
 /// The consumer. Everything but the group is librdkafka's.
@@ -56,11 +75,41 @@ impl SourceConfig {
     pub(super) fn read(section: &mut Section<'_, '_>) -> Option<Self> {
         let written = section.has("kafka");
         let kafka = section.table("kafka", KafkaSection::read).flatten();
+        let postgres = section.table("postgres", PostgresSection::read);
         let sweep = section.table("sweep", SweepSection::read);
         if written && kafka.is_none() {
             return None;
         }
-        Some(Self { kafka, sweep: sweep.unwrap_or_default() })
+        Some(Self { kafka, postgres, sweep: sweep.unwrap_or_default() })
+    }
+}
+
+impl PostgresSection {
+    fn read(section: &mut Section<'_, '_>) -> Self {
+        let name = || "tombstream".to_owned();
+        let (slot_place, publication_place) = (section.place("slot"), section.place("publication"));
+        let count = |number| NonZeroUsize::new(number).expect("not zero");
+        let read = Self {
+            place: section.here(),
+            url: section.secret("url"),
+            slot: section.or("slot", name()),
+            publication: section.or("publication", name()),
+            items_max: section.or("items_max", count(1_000)),
+            bytes_max: section.or("bytes_max", count(8 << 20)),
+            heartbeat: section.or("heartbeat", Duration::from_secs(10)),
+        };
+        // What is wrong with a name is the connector's to say; the url is a secret, and not read here.
+        let nowhere = Secret::new("postgresql://localhost/");
+        let config = postgres::ReplicationConfig::new(nowhere, &*read.slot, &*read.publication);
+        if let Err(error) = config.validate() {
+            let place = match &error {
+                postgres::ReplicationConfigError::Name { what: "slot", .. } => slot_place,
+                _ => publication_place,
+            };
+            let Wrong { what, fix } = Wrong::split(&error.to_string(), "");
+            section.problem(place, what, fix);
+        }
+        read
     }
 }
 

@@ -1,0 +1,14 @@
+-- What is known of each replication slot that is read straight from the log. It tells a slot that somebody
+-- made anew or moved from the one that was read before: what lies between is made good by the sweep.
+create table tombstream.slot (
+    slot text primary key,
+    -- Which server it was seen on last.
+    system_identifier text not null,
+    timeline integer not null,
+    -- The generation of the positions that it gives (S4).
+    generation integer not null,
+    -- Everything before this is durable. Written before the server is told, so that a slot which stands
+    -- beyond it was moved by another hand.
+    acknowledged pg_lsn not null,
+    since timestamptz not null default now()
+);
