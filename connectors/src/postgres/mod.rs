@@ -15,6 +15,7 @@ mod bury;
 mod check;
 mod claim;
 mod correct;
+mod export;
 mod finalize;
 mod generation;
 mod guard;
@@ -31,13 +32,14 @@ mod table;
 
 pub use check::{Finding, Severity, check, check_ledger, guards, references};
 pub use correct::Resumed;
+pub use export::ReceiptExport;
 pub use guard::{InstallError, install_relation, relation_sql};
 pub use ledger::{LedgerConfig, LedgerStore, PgLedger};
 pub use migrate::{MigrateFailure, migrate};
 pub use pool::{connect, for_a_pooler};
 pub use replication::{
-    Gap, GapReason, PostgresSource, ReplicationConfig, ReplicationConfigError, Scope, check_capture,
-    fix_capture,
+    Gap, GapReason, PostgresSource, ReplicationConfig, ReplicationConfigError, Scope,
+    check_capture, fix_capture,
 };
 pub use status::{
     DeadLetterRow, OwedStore, PausedRelation, RelationStatus, Status, dead_letter, dead_letters,

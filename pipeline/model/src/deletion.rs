@@ -109,6 +109,19 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// The ledger's spelling.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deleted => "deleted",
+            Self::Absent => "absent",
+            Self::Superseded => "superseded",
+            Self::Busy => "busy",
+            Self::Refused => "refused",
+            Self::Unknown => "unknown",
+            Self::Waived => "waived",
+        }
+    }
+
     /// Whether the target needs nothing more.
     pub fn is_confirmed(self) -> bool {
         matches!(self, Self::Deleted | Self::Absent | Self::Waived)
@@ -210,6 +223,10 @@ mod tests {
                 (verdict.is_confirmed(), verdict.is_open()),
                 (confirmed, open),
                 "{verdict:?}"
+            );
+            assert_eq!(
+                serde_json::to_string(&verdict).unwrap(),
+                format!("\"{}\"", verdict.as_str())
             );
         }
     }

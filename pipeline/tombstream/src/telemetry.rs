@@ -1,14 +1,16 @@
-//! Logs to stderr, metrics to whoever asks for `/metrics`.
+//! Logs to stderr (the demo's to a file), metrics to whoever asks for `/metrics`.
 //!
 //! Metrics' names are constants where they are counted: `tombstream_dataflow::metric` and the
 //! connectors. Here is only how they are shown.
 
+use std::fs::File;
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::util::TryInitError;
@@ -32,8 +34,9 @@ const SECONDS: [f64; 12] =
 /// How often old samples are folded away, so that a process nobody scrapes does not grow.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Sends the log to stderr. What the filter can't read is said there once, and `info` is used.
-pub(crate) fn log(format: LogFormat) -> Result<(), TryInitError> {
+/// Sends the log to `file`, or else to stderr. What the filter can't read is said there once, and
+/// `info` is used.
+pub(crate) fn log(format: LogFormat, file: Option<File>) -> Result<(), TryInitError> {
     let (filter, complaint) = match std::env::var(FILTER) {
         Ok(text) => match EnvFilter::try_new(&text) {
             Ok(filter) => (filter, None),
@@ -41,12 +44,17 @@ pub(crate) fn log(format: LogFormat) -> Result<(), TryInitError> {
         },
         Err(_) => (EnvFilter::new("info"), None),
     };
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let colours = file.is_none() && std::io::stderr().is_terminal();
+    let writer = match file {
+        Some(file) => BoxMakeWriter::new(Arc::new(file)),
+        None => BoxMakeWriter::new(std::io::stderr),
+    };
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let registry = tracing_subscriber::registry().with(filter);
     match format {
         LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init()?,
         LogFormat::Text => {
-            registry.with(lines.with_ansi(std::io::stderr().is_terminal())).try_init()?;
+            registry.with(lines.with_ansi(colours)).try_init()?;
         }
     }
     if let Some((text, error)) = complaint {

@@ -10,8 +10,17 @@ use crate::telemetry::Metrics;
 use crate::wiring;
 
 pub(super) async fn api(config: Config) -> anyhow::Result<()> {
-    let mut signals = Signals::listen().context("signals")?;
+    let signals = Signals::listen().context("signals")?;
     let metrics = Metrics::install().context("metrics")?;
+    until(signals, config, metrics).await
+}
+
+/// The api, until `signals` end it.
+pub(super) async fn until(
+    mut signals: Signals,
+    config: Config,
+    metrics: Metrics,
+) -> anyhow::Result<()> {
     let served = wiring::api(&config, &metrics)?;
     let listen = config.api.listen;
     tombstream_api::check_bind(listen, served.tokens.is_some())?;

@@ -5,7 +5,9 @@
 mod api;
 mod check;
 mod dead_letters;
+mod demo;
 mod migrate;
+mod receipts;
 mod resume;
 mod run;
 mod status;
@@ -39,6 +41,8 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show the main job on parts of its own, which need nothing installed: the place to begin.
+    Demo(demo::Args),
     /// Destroy the copies of flagged rows, then the rows: the pipeline.
     Run,
     /// Serve the REST interface.
@@ -51,6 +55,8 @@ enum Command {
     Status(status::Args),
     /// Look at messages that could not be decoded.
     DeadLetters(dead_letters::Args),
+    /// Print the receipts, or check printed ones without any server.
+    Receipts(receipts::Args),
     /// End a relation's pause, after its cause was mended.
     Resume(resume::Args),
     /// Print a new random token for the api, and the line for its tokens_file.
@@ -73,16 +79,14 @@ enum Failure {
 
 /// Runs the command, says what went wrong, and gives the exit code.
 pub(crate) fn run(cli: Cli) -> ExitCode {
-    let result = telemetry::log(cli.log_format)
-        .map_err(|error| Failure::Other(error.into()))
-        .and_then(|()| {
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-            let runtime = runtime.map_err(|error| Failure::Other(error.into()))?;
-            let result = runtime.block_on(dispatch(cli));
-            // What is still under way was given up by its command.
-            runtime.shutdown_background();
-            result
-        });
+    let result = log(&cli).map_err(Failure::Other).and_then(|folder| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| Failure::Other(error.into()))?;
+        let result = runtime.block_on(dispatch(cli, folder));
+        // What is still under way was given up by its command.
+        runtime.shutdown_background();
+        result
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Config(problems)) => {
@@ -97,9 +101,23 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
     }
 }
 
-async fn dispatch(cli: Cli) -> Result<(), Failure> {
+/// Opens the log. The demo's is in its folder, which is taken for it: its stderr is a person's.
+fn log(cli: &Cli) -> anyhow::Result<Option<demo::Folder>> {
+    let (folder, file) = match &cli.command {
+        Command::Demo(args) => args.folder().map(|(folder, file)| (Some(folder), Some(file)))?,
+        _ => (None, None),
+    };
+    telemetry::log(cli.log_format, file)?;
+    Ok(folder)
+}
+
+async fn dispatch(cli: Cli, folder: Option<demo::Folder>) -> Result<(), Failure> {
     let load = |needs| Config::load(&cli.config, needs);
     match cli.command {
+        Command::Demo(args) => {
+            let folder = folder.expect("the demo's log is in its folder");
+            demo::demo(args, folder).await?;
+        }
         Command::Run => run::run(load(Needs::Everything)?).await?,
         Command::Api => api::api(load(Needs::Database)?).await?,
         Command::Migrate(args) => migrate::migrate(load(Needs::Database)?, args).await?,
@@ -107,6 +125,9 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => status::status(load(Needs::Database)?, args).await?,
         Command::DeadLetters(args) => {
             dead_letters::dead_letters(load(Needs::Database)?, args).await?;
+        }
+        Command::Receipts(args) => {
+            receipts::receipts(args, || load(Needs::Database)).await?;
         }
         Command::Resume(args) => resume::resume(load(Needs::Database)?, args).await?,
         Command::Token(args) => token::token(&args)?,

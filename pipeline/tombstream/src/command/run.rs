@@ -17,8 +17,17 @@ const ASKS_MAX: usize = 64;
 
 pub(super) async fn run(config: Config) -> anyhow::Result<()> {
     // From here on no signal is lost, however long the start takes.
-    let mut signals = Signals::listen().context("signals")?;
+    let signals = Signals::listen().context("signals")?;
     let metrics = Metrics::install().context("metrics")?;
+    until(signals, config, metrics).await
+}
+
+/// The pipeline, until `signals` end it.
+pub(super) async fn until(
+    mut signals: Signals,
+    config: Config,
+    metrics: Metrics,
+) -> anyhow::Result<()> {
     let listen = config.pipeline.listen;
     let listener = TcpListener::bind(listen)
         .await

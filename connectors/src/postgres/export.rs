@@ -1,0 +1,74 @@
+//! The receipts, read out of the ledger.
+
+use sqlx::types::Json;
+use sqlx::{PgPool, Postgres, Transaction};
+
+use tombstream_model::{DeletionId, Receipt, ReceiptTarget};
+
+/// Receipts of one page: some hundred kilobytes.
+const PAGE: i64 = 1_000;
+
+/// All receipts in the order of their deletions, of one snapshot: a deletion with a lower number may be
+/// finalized while others are read, and would be missing between them.
+#[derive(Debug)]
+pub struct ReceiptExport {
+    snapshot: Transaction<'static, Postgres>,
+    after: i64,
+}
+
+#[derive(sqlx::FromRow)]
+struct ReceiptRow {
+    deletion_id: i64,
+    relation: String,
+    key: Vec<String>,
+    flag: String,
+    flip_lsn: Option<String>,
+    claimed_at: chrono::DateTime<chrono::Utc>,
+    finalized_at: chrono::DateTime<chrono::Utc>,
+    transaction_id: String,
+    row_gone: bool,
+    targets: Json<Vec<ReceiptTarget>>,
+}
+
+impl ReceiptExport {
+    /// Takes the snapshot.
+    pub async fn begin(pool: &PgPool) -> Result<Self, sqlx::Error> {
+        let begin = "begin isolation level repeatable read read only";
+        Ok(Self { snapshot: pool.begin_with(begin).await?, after: 0 })
+    }
+
+    /// The next page; an empty one is the last.
+    pub async fn page(&mut self) -> Result<Vec<Receipt>, sqlx::Error> {
+        let rows: Vec<ReceiptRow> = sqlx::query_as(
+            "select deletion_id, relation, key, flag, flip_lsn::text, claimed_at, finalized_at, \
+                 transaction_id::text, row_gone, targets \
+             from tombstream.receipt where deletion_id > $1 order by deletion_id limit $2",
+        )
+        .persistent(false)
+        .bind(self.after)
+        .bind(PAGE)
+        .fetch_all(&mut *self.snapshot)
+        .await?;
+        if let Some(last) = rows.last() {
+            self.after = last.deletion_id;
+        }
+        Ok(rows.into_iter().map(Receipt::from).collect())
+    }
+}
+
+impl From<ReceiptRow> for Receipt {
+    fn from(row: ReceiptRow) -> Self {
+        Self {
+            deletion_id: DeletionId(row.deletion_id),
+            relation: row.relation,
+            key: row.key,
+            flag: row.flag,
+            flip_lsn: row.flip_lsn,
+            claimed_at: row.claimed_at,
+            finalized_at: row.finalized_at,
+            transaction_id: row.transaction_id,
+            row_gone: row.row_gone,
+            targets: row.targets.0,
+        }
+    }
+}
