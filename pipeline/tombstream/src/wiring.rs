@@ -22,8 +22,8 @@ use tracing::{error, warn};
 
 use crate::config::{
     Config, DatabaseConfig, ElasticsearchCredentials, ElasticsearchSection, KafkaSection,
-    ObjectStoreSection, PostgresSection, S3Section, Secret, SecretRef, Setting, StoreConfig, StoreKind, Verify,
-    Version,
+    ObjectStoreSection, PostgresSection, S3Section, Secret, SecretRef, Setting, StoreConfig,
+    StoreKind, Verify, Version,
 };
 use crate::telemetry::Metrics;
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -123,7 +124,9 @@ impl ReplicationConfig {
 fn is_bare(name: &str) -> bool {
     name.len() <= 63
         && name.starts_with(|first: char| first.is_ascii_lowercase())
-        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
 /// The password, from wherever sqlx has it: the url, the environment, a password file.
@@ -138,8 +141,10 @@ fn tls(options: &PgConnectOptions) -> wire::TlsConfig {
         return wire::TlsConfig::disabled();
     }
     let url = options.clone().to_url_lossy();
+    // sqlx shows a file as `file: PATH`; what is given in place of a file stays its own.
     let path = |name: &str| {
-        url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned().into())
+        let (_, value) = url.query_pairs().find(|(key, _)| key == name)?;
+        value.strip_prefix("file: ").map(PathBuf::from)
     };
     let mode = match options.get_ssl_mode() {
         PgSslMode::Disable => wire::SslMode::Disable,

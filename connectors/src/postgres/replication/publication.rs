@@ -95,7 +95,8 @@ pub async fn fix_capture(
         ));
     } else if exists {
         if !via_root {
-            statements.push(format!("alter publication {name} set (publish_via_partition_root = true)"));
+            statements
+                .push(format!("alter publication {name} set (publish_via_partition_root = true)"));
         }
         // One that was added by its root meanwhile is not missing any more; adding it again says so.
         if !fit.is_empty() {

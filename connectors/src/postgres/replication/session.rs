@@ -39,13 +39,11 @@ impl Session {
     ) -> Result<Self, SourceError> {
         let mut expected = known(config, pool).await?.map_or(Lsn(0), |known| known.acknowledged);
         loop {
-            let wire = config
-                .session(expected)
-                .map_err(|error| SourceError::Fatal(error.to_string()))?;
+            let wire =
+                config.session(expected).map_err(|error| SourceError::Fatal(error.to_string()))?;
             let mut client = ReplicationClient::connect_gated(wire).await.map_err(unavailable)?;
             let system = client.identify_system().await.map_err(unavailable)?;
-            let server =
-                Server { system_identifier: system.system_id, timeline: system.timeline };
+            let server = Server { system_identifier: system.system_id, timeline: system.timeline };
             // The server before the ledger: what it confirms was written down before.
             let facts = slot::facts(&mut client, &config.slot).await.map_err(unavailable)?;
             let known = known(config, pool).await?;
@@ -69,7 +67,13 @@ impl Session {
                 }
                 (Plan::GoOn, Some(known)) => {
                     let generation = known.generation;
-                    return Ok(Self { client, generation, start: Lsn(0), gap: None, snapshot: None });
+                    return Ok(Self {
+                        client,
+                        generation,
+                        start: Lsn(0),
+                        gap: None,
+                        snapshot: None,
+                    });
                 }
                 (Plan::GoOn, None) => slot::GapReason::New,
                 (Plan::Adopt(reason) | Plan::Create(reason) | Plan::Recreate(reason), _) => *reason,
@@ -98,7 +102,8 @@ impl Session {
         let (to, snapshot) = match plan {
             Plan::Create(_) | Plan::Recreate(_) => {
                 info!(slot = name, "making the slot; it waits for transactions that are open now");
-                let create = format!("CREATE_REPLICATION_SLOT {name} LOGICAL pgoutput EXPORT_SNAPSHOT");
+                let create =
+                    format!("CREATE_REPLICATION_SLOT {name} LOGICAL pgoutput EXPORT_SNAPSHOT");
                 let rows = client.simple_query(&create).await.map_err(unavailable)?;
                 let text = |at: usize| {
                     let value = rows.first()?.get(at)?.as_ref()?;
@@ -112,9 +117,8 @@ impl Session {
             }
         };
         let mut transaction = pool.begin_with(BEGIN).await.map_err(ledger)?;
-        let generation = slot::begin_generation(&mut transaction, name, server, to)
-            .await
-            .map_err(ledger)?;
+        let generation =
+            slot::begin_generation(&mut transaction, name, server, to).await.map_err(ledger)?;
         transaction.commit().await.map_err(ledger)?;
         let from = known.map(|known| known.acknowledged);
         let gap = Some(Gap { slot: name.clone(), reason, from, to });

@@ -297,11 +297,7 @@ mod tests {
     }
 
     fn known(acknowledged: u64) -> Known {
-        Known {
-            server: server(1),
-            generation: Generation(2),
-            acknowledged: Lsn(acknowledged),
-        }
+        Known { server: server(1), generation: Generation(2), acknowledged: Lsn(acknowledged) }
     }
 
     #[test]

@@ -4,9 +4,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::wal::{ReplicaIdentity, WalColumn, WalTransaction};
-use crate::{
-    Flag, Generation, KeyColumn, KeyKind, Lsn, OnHardDelete, Origin, Position,
-};
+use crate::{Flag, Generation, KeyColumn, KeyKind, Lsn, OnHardDelete, Origin, Position};
 
 fn relation(kind: FlagKind) -> Relation {
     Relation {
