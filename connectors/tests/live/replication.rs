@@ -9,8 +9,8 @@ use sqlx::{AssertSqlSafe, Executor as _};
 use tokio::time::{sleep, timeout};
 use tombstream_connectors::Secret;
 use tombstream_connectors::postgres::{
-    Gap, GapReason, PostgresSource, ReplicationConfig, Scope, Severity, check_capture, fix_capture,
-    migrate,
+    Gap, GapReason, Makes, PostgresSource, ReplicationConfig, Scope, Severity, check_capture,
+    fix_capture, migrate,
 };
 use tombstream_model::decode::{Decoded, Decoder, RowDecoder, Skipped};
 use tombstream_model::wal::{RowMessage, Value, WalRow};
@@ -51,7 +51,7 @@ impl Scene {
     }
 
     async fn fix(&self) {
-        fix_capture(&self.database.pool, &self.config(), &[documents()]).await.unwrap();
+        fix_capture(&self.database.pool, &self.config(), &[documents()], Makes::Both).await.unwrap();
     }
 
     fn source(&self) -> PostgresSource {
@@ -581,7 +581,7 @@ async fn every_replica_identity_tells_the_right_keys() {
         .sql("alter publication tombstream drop table documents; alter table documents replica identity nothing")
         .await;
     let (pool, config) = (&scene.database.pool, scene.config());
-    let done = fix_capture(pool, &config, &[documents()]).await.unwrap();
+    let done = fix_capture(pool, &config, &[documents()], Makes::Both).await.unwrap();
     assert!(done.is_empty(), "{done:?}");
     let findings = check_capture(pool, &config, &[documents()]).await.unwrap();
     let errors: Vec<_> =
@@ -725,10 +725,10 @@ async fn check_says_what_is_missing_and_fix_makes_it() {
     );
     assert!(said.contains("publication \"tombstream\" does not exist"), "{said}");
 
-    let done = fix_capture(pool, &config, &[documents()]).await.unwrap();
+    let done = fix_capture(pool, &config, &[documents()], Makes::Both).await.unwrap();
     assert!(done[0].text.contains("create publication"), "{done:?}");
     assert_eq!(texts().await.keys().collect::<Vec<_>>(), [&Severity::Good]);
-    let again = fix_capture(pool, &config, &[documents()]).await.unwrap();
+    let again = fix_capture(pool, &config, &[documents()], Makes::Both).await.unwrap();
     assert!(again.is_empty(), "{again:?}");
 
     scene.sql("alter publication tombstream set (publish = 'insert')").await;

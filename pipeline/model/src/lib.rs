@@ -14,6 +14,7 @@ mod address;
 mod change;
 pub mod decode;
 mod deletion;
+pub mod encode;
 mod key;
 mod ledger;
 mod position;

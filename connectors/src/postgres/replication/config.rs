@@ -29,6 +29,9 @@ pub struct ReplicationConfig {
     /// How often a message of our own goes through the log: it shows that the stream is alive and how
     /// far it is behind, and moves the slot on where nothing else is written. Zero: never.
     pub heartbeat: Duration,
+    /// Whether the rows that are there when the slot is made are wanted too: see
+    /// [`PostgresSource::open`](super::PostgresSource::open).
+    pub snapshot: bool,
     /// How often at most the server is told what is durable.
     pub acknowledge_every: Duration,
 }
@@ -65,6 +68,7 @@ impl ReplicationConfig {
             items_max: NonZeroUsize::new(1_000).expect("not zero"),
             bytes_max: NonZeroUsize::new(8 << 20).expect("not zero"),
             heartbeat: Duration::from_secs(10),
+            snapshot: false,
             acknowledge_every: Duration::from_secs(1),
         }
     }
