@@ -10,5 +10,8 @@ create table tombstream.slot (
     -- Everything before this is durable. Written before the server is told, so that a slot which stands
     -- beyond it was moved by another hand.
     acknowledged pg_lsn not null,
+    -- Whether the rows that were there before it are handed on; a slot that began with a snapshot which
+    -- was not finished is made anew.
+    is_complete boolean not null default true,
     since timestamptz not null default now()
 );

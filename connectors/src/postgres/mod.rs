@@ -38,8 +38,8 @@ pub use ledger::{LedgerConfig, LedgerStore, PgLedger};
 pub use migrate::{MigrateFailure, migrate};
 pub use pool::{connect, for_a_pooler};
 pub use replication::{
-    Gap, GapReason, PostgresSource, ReplicationConfig, ReplicationConfigError, Scope,
-    check_capture, fix_capture,
+    Gap, GapReason, Makes, PostgresSource, PrimaryKeys, ReplicationConfig, ReplicationConfigError,
+    Scope, check_capture, fix_capture, read_snapshot,
 };
 pub use status::{
     DeadLetterRow, OwedStore, PausedRelation, RelationStatus, Status, dead_letter, dead_letters,

@@ -8,5 +8,6 @@ mod finalize;
 mod guard;
 mod pooler;
 mod race;
+mod replication;
 mod support;
 mod sweep;

@@ -164,7 +164,9 @@ async fn several_processes_may_migrate_at_once() {
     // Connected before, so that they really begin at once.
     futures::future::try_join_all([(); 8].map(|()| database.pool.acquire())).await.unwrap();
     futures::future::try_join_all([(); 8].map(|()| migrate(&database.pool))).await.unwrap();
-    assert_eq!(database.count("select count(*) from tombstream.migration").await, 1);
+    let applied = "select count(*) from tombstream.migration";
+    let known = std::fs::read_dir("../migrations").unwrap().count();
+    assert_eq!(usize::try_from(database.count(applied).await).unwrap(), known);
     database.drop_database().await;
 }
 
@@ -177,7 +179,7 @@ async fn a_ledger_of_another_history_is_refused() {
     let refused = migrate(&database.pool).await.unwrap_err();
     let why = std::error::Error::source(&refused).map(ToString::to_string).unwrap_or_default();
     assert!(why.contains("has been modified"), "{why}");
-    let newer = "update tombstream.migration set version = 9999";
+    let newer = "update tombstream.migration set version = 9999 where version = 1";
     database.pool.execute(newer).await.unwrap();
     let refused = migrate(&database.pool).await.unwrap_err().to_string();
     assert!(refused.contains("it has migration 9999"), "{refused}");

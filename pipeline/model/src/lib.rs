@@ -14,9 +14,11 @@ mod address;
 mod change;
 pub mod decode;
 mod deletion;
+pub mod encode;
 mod key;
 mod ledger;
 mod position;
+mod publisher;
 mod receipt;
 mod relation;
 mod sink;
@@ -31,6 +33,7 @@ pub use ledger::{
     Claimed, ClaimedTarget, DeadLetter, Disposition, Ending, Fence, Ledger, LedgerError, Settled,
 };
 pub use position::{Generation, Lsn, ParseLsnError, Position};
+pub use publisher::{Message, PublishError, Publisher};
 pub use receipt::{Receipt, ReceiptCheck, ReceiptProblem, ReceiptTally, ReceiptTarget};
 pub use relation::{
     Flag, FlagKind, KeyColumn, OnHardDelete, Relation, RelationId, StoreId, TargetTemplate,

@@ -238,6 +238,26 @@ impl<'a> RowMessage<'a> {
         }
     }
 
+    /// An Insert message, for a row that was read from the table itself.
+    pub fn insert<'v>(table: u32, values: impl ExactSizeIterator<Item = Option<&'v [u8]>>) -> Bytes {
+        let mut message = vec![b'I'];
+        message.extend(table.to_be_bytes());
+        message.push(b'N');
+        message.extend(u16::try_from(values.len()).unwrap_or(u16::MAX).to_be_bytes());
+        for value in values.take(usize::from(u16::MAX)) {
+            match value {
+                None => message.push(b'n'),
+                Some(value) => {
+                    message.push(b't');
+                    // Postgres has no value beyond a gigabyte.
+                    message.extend(u32::try_from(value.len()).unwrap_or(u32::MAX).to_be_bytes());
+                    message.extend(value);
+                }
+            }
+        }
+        message.into()
+    }
+
     /// The object id of the table that an Insert, Update or Delete message is about.
     pub fn table(message: &[u8]) -> Result<u32, WalError> {
         let mut cursor = Cursor(message);
@@ -267,7 +287,7 @@ impl<'a> Tuple<'a> {
     }
 
     /// The columns' values. The bytes were found to be whole when the message was read.
-    pub fn values(&self) -> impl Iterator<Item = Value<'a>> {
+    pub fn values(&self) -> impl Iterator<Item = Value<'a>> + use<'a> {
         let mut cursor = Cursor(self.bytes);
         (0..self.count).map_while(move |_| cursor.value().ok())
     }
@@ -411,6 +431,17 @@ mod tests {
                 assert!(read(&message[..end]).is_err(), "{end} of {message:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_row_that_was_read_from_its_table_is_an_insert() {
+        let values = [Some(&b"7"[..]), None];
+        let message = RowMessage::insert(0x4005, values.into_iter());
+        let RowMessage::Insert { new } = RowMessage::read(&message).unwrap() else {
+            panic!("an insert")
+        };
+        assert_eq!(new.values().collect::<Vec<_>>(), [Value::Text(b"7"), Value::Null]);
+        assert_eq!(RowMessage::table(&message), Ok(0x4005));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! A new store is one arm in [`connect_store`] and one in `check`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -9,7 +10,7 @@ use sqlx::PgPool;
 use tombstream_api::{ApiConfig, ApiRelation, Tokens};
 use tombstream_connectors as connectors;
 use tombstream_connectors::elasticsearch::{self, ElasticsearchConfig, ElasticsearchSink};
-use tombstream_connectors::kafka::{self, KafkaConfig, KafkaSource};
+use tombstream_connectors::kafka::{self, KafkaConfig, KafkaPublisher, KafkaSource};
 use tombstream_connectors::object_store::{ObjectStoreConfig, ObjectStoreSink};
 use tombstream_connectors::postgres::{
     self, LedgerConfig, LedgerStore, PgLedger, PostgresSource, ReplicationConfig, Scope, Sweep,
@@ -21,7 +22,7 @@ use tombstream_model::StoreId;
 use tracing::{error, warn};
 
 use crate::config::{
-    Config, DatabaseConfig, ElasticsearchCredentials, ElasticsearchSection, KafkaSection,
+    CaptureSection, Config, DatabaseConfig, ElasticsearchCredentials, ElasticsearchSection, KafkaSection,
     ObjectStoreSection, PostgresSection, S3Section, Secret, SecretRef, Setting, StoreConfig,
     StoreKind, Verify, Version,
 };
@@ -129,6 +130,22 @@ pub(crate) fn replication_config(
     config.bytes_max = section.bytes_max;
     config.heartbeat = section.heartbeat;
     Ok(config)
+}
+
+/// What `tombstream capture` reads.
+pub(crate) fn capture_config(
+    database: &DatabaseConfig,
+    section: &CaptureSection,
+) -> anyhow::Result<ReplicationConfig> {
+    let url = resolve(section.url.as_ref().unwrap_or(&database.url))?;
+    Ok(section.replication(connectors::Secret::new(url.expose())))
+}
+
+/// Where `tombstream capture` publishes to.
+pub(crate) fn publisher(section: &CaptureSection) -> anyhow::Result<KafkaPublisher> {
+    let mut config = kafka::KafkaPublisherConfig::new("");
+    config.settings = kafka_settings(&section.kafka);
+    KafkaPublisher::new(config).context("capture.kafka")
 }
 
 /// The ledger of the configured relations and stores.
@@ -300,8 +317,12 @@ pub(crate) fn kafka_config(section: &KafkaSection) -> KafkaConfig {
     let mut config = KafkaConfig::new(section.group.as_str(), "");
     config.items_max = section.items_max;
     config.buffer_bytes_max = section.buffer_bytes_max;
-    config.settings = section
-        .settings
+    config.settings = kafka_settings(&section.settings);
+    config
+}
+
+fn kafka_settings(settings: &[(String, Setting)]) -> BTreeMap<String, kafka::Setting> {
+    settings
         .iter()
         .map(|(name, setting)| {
             let setting = match setting {
@@ -315,8 +336,7 @@ pub(crate) fn kafka_config(section: &KafkaSection) -> KafkaConfig {
             };
             (name.clone(), setting)
         })
-        .collect();
-    config
+        .collect()
 }
 
 /// What `tombstream api` serves.

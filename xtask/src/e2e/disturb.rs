@@ -27,7 +27,7 @@ pub(super) async fn all(
     programs: &mut Programs,
     progress: &Progress,
 ) -> Result<Ended> {
-    let Stage { options, state, table, bucket, connector, .. } = stage;
+    let Stage { options, state, table, bucket, feed, .. } = stage;
     let mut killed = 0;
     let mut slot_dropped = false;
     let mut freeze = Freeze::planned(options, state)?;
@@ -49,7 +49,7 @@ pub(super) async fn all(
             programs.start_pipeline().await?;
         }
         if options.drop_slot && !slot_dropped && progress.count() >= progress.to_flag / 2 {
-            connector.remove(&table.database).await?;
+            feed.drop_slot(programs, &table.database).await?;
             slot_dropped = true;
             say(format_args!("dropped the slot at {} flags, {gone} rows gone", progress.count()));
         }

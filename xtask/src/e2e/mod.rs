@@ -7,6 +7,7 @@
 mod census;
 mod disturb;
 mod document;
+mod feed;
 mod flags;
 mod programs;
 mod report;
@@ -17,8 +18,9 @@ mod watch;
 use crate::services::{Service, Session, State};
 use crate::shell;
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use document::Document;
+use feed::Feed;
 use programs::Programs;
 use rand::seq::SliceRandom;
 use report::Report;
@@ -27,7 +29,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 use table::Table;
-use tombstream_e2e::{Bucket, Connector, Index, Program, free_port, random_name};
+use tombstream_e2e::{Bucket, Index, Program, free_port, random_name};
 use watch::Progress;
 
 #[derive(Args, Clone)]
@@ -41,13 +43,17 @@ pub(crate) struct Options {
     /// Which share of the flagged is restored right after its flip
     #[arg(long, default_value_t = 0.1, value_parser = share)]
     restore: f64,
+    /// How the flags reach the pipeline
+    #[arg(long, value_enum, default_value = "kafka")]
+    source: Source,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
     /// `kill -9` the pipeline so many times, spread over the run, and start it again
     #[arg(long, default_value_t = 0)]
     kill: u32,
-    /// Half-way, delete the connector and drop its slot: the sweep must find the rest
+    /// Half-way the slot goes: Debezium's with its connector for good, the pipeline's own while the
+    /// pipeline is down. The sweep must find the rest
     #[arg(long)]
     drop_slot: bool,
     /// Freeze Elasticsearch for so many seconds while flags go on
@@ -71,6 +77,31 @@ pub(crate) struct Options {
     services: Option<PathBuf>,
 }
 
+/// How the flags reach the pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Source {
+    /// Debezium on Connect, then Kafka.
+    Kafka,
+    /// Straight from the log.
+    Postgres,
+    /// `tombstream capture` as its own process, then Kafka.
+    Capture,
+}
+
+impl Source {
+    fn needs(self) -> &'static [Service] {
+        const WITHOUT_BROKER: [Service; 3] =
+            [Service::Postgres, Service::S3, Service::Elasticsearch];
+        const WITHOUT_CONNECT: [Service; 4] =
+            [Service::Postgres, Service::Kafka, Service::S3, Service::Elasticsearch];
+        match self {
+            Self::Kafka => &Service::ALL,
+            Self::Postgres => &WITHOUT_BROKER,
+            Self::Capture => &WITHOUT_CONNECT,
+        }
+    }
+}
+
 fn share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
@@ -79,7 +110,7 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 pub(crate) async fn run(options: Options) -> Result<ExitCode> {
-    let mut session = Session::choose(options.services.clone(), &Service::ALL)?;
+    let mut session = Session::choose(options.services.clone(), options.source.needs())?;
     let done = scene(&options, &session).await;
     if options.keep {
         session.keep();
@@ -98,22 +129,22 @@ pub(crate) async fn run(options: Options) -> Result<ExitCode> {
 async fn scene(options: &Options, session: &Session) -> Result<Report> {
     let (state, binary) = tokio::task::block_in_place(|| {
         std::thread::scope(|scope| {
-            let servers = scope.spawn(|| session.start(&Service::ALL));
+            let servers = scope.spawn(|| session.start(options.source.needs()));
             let binary = programs::build(options.release);
             (servers.join(), binary)
         })
     });
     let state = state.map_err(|_| anyhow::anyhow!("starting the servers panicked"))??;
     let binary = binary?;
-    let servers = state.addresses()?;
+    let servers = state.addresses(options.source.needs())?;
 
     let name = random_name("e2e");
-    let connector = Connector::new(&servers, &name)?;
+    let feed = Feed::new(options.source, &servers, &name)?;
     let documents = Document::some(options.documents);
     let table = Table::make(&servers.postgres, &name).await.context("the table")?;
     let bucket = Bucket::make(&servers, &name).await.context("the bucket")?;
     let index = Index::make(&servers.elasticsearch, &name).await.context("the index")?;
-    let ports = Ports { api: free_port()?, pipeline: free_port()? };
+    let ports = Ports { api: free_port()?, pipeline: free_port()?, capture: free_port()? };
     let program = Program::at(
         binary,
         shell::target()?.join("e2e").join(&name),
@@ -125,7 +156,7 @@ async fn scene(options: &Options, session: &Session) -> Result<Report> {
         ],
     )?;
     let programs = Programs::new(program, ports)?;
-    let stage = Stage { options, state, documents, table, bucket, index, connector };
+    let stage = Stage { options, state, documents, table, bucket, index, feed };
     let done = tokio::select! {
         done = stage.play(programs) => done,
         error = shell::interrupted() => Err(error),
@@ -146,18 +177,20 @@ struct Stage<'a> {
     table: Table,
     bucket: Bucket,
     index: Index,
-    connector: Connector,
+    feed: Feed,
 }
 
 impl Stage<'_> {
     async fn play(&self, mut programs: Programs) -> Result<Report> {
         programs.migrate().await?;
         self.seed().await.context("seeding")?;
-        self.connector.register().await.context("Debezium")?;
-        self.connector.wait_until_streaming(&self.table.database).await?;
+        self.feed.begin(&mut programs, &self.table.database).await?;
         programs.start_api().await?;
         programs.start_pipeline().await?;
+        let before = self.feed.processor_seconds(&self.state, &programs);
         let told = self.flag_and_wait(&mut programs).await?;
+        let feed_s = self.feed.processor_seconds(&self.state, &programs) - before;
+        let pipeline_s = programs.pipeline_seconds();
         programs.stop().await?;
 
         say(format_args!("listing what is left"));
@@ -166,7 +199,8 @@ impl Stage<'_> {
             .context("listing the stores")?;
         let judged = census::judge(&self.documents, &told.flips, &left);
         let times = self.table.times().await.context("reading the receipts")?;
-        let report = Report::new(self.options, &told, &left, &judged, &times);
+        let used = Used { pipeline_s, feed_s };
+        let report = Report::new(self.options, &told, &left, &judged, &times, &used);
         if !report.is_clean() {
             judged.explain();
             say(format_args!("logs and settings: {}", programs.folder().display()));
@@ -205,11 +239,17 @@ impl Stage<'_> {
         if servers_go_too {
             return Ok(());
         }
-        self.connector.remove(&self.table.database).await?;
+        self.feed.remove(&self.table.database).await?;
         self.table.database.remove().await?;
         self.index.remove().await?;
         self.bucket.remove().await
     }
+}
+
+/// Processor time of the run: the pipeline's, and that of what brings the flags to it.
+struct Used {
+    pipeline_s: f64,
+    feed_s: f64,
 }
 
 /// What happened while the pipeline ran.

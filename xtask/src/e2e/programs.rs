@@ -34,12 +34,15 @@ pub(super) struct Programs {
     client: Client,
     api: Option<Running>,
     pipeline: Option<Running>,
+    capture: Option<Running>,
+    /// Processor time of pipelines that were killed.
+    ended_s: f64,
 }
 
 impl Programs {
     pub(super) fn new(program: Program, ports: Ports) -> Result<Self> {
         let client = Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?;
-        Ok(Self { program, ports, client, api: None, pipeline: None })
+        Ok(Self { program, ports, client, api: None, pipeline: None, capture: None, ended_s: 0.0 })
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -69,19 +72,47 @@ impl Programs {
         Ok(())
     }
 
+    /// Makes the publication and the slot.
+    pub(super) async fn fix(&self) -> Result<()> {
+        self.program.finish(&["check", "--fix"]).await
+    }
+
+    pub(super) async fn start_capture(&mut self) -> Result<()> {
+        let healthy = format!("http://127.0.0.1:{}/healthz", self.ports.capture);
+        self.capture = Some(self.program.start(&["capture"], &healthy).await?);
+        Ok(())
+    }
+
+    pub(super) async fn kill_capture(&mut self) -> Result<()> {
+        self.capture.take().context("the capture does not run")?.kill().await
+    }
+
+    /// Processor time of the pipeline so far, in seconds.
+    pub(super) fn pipeline_seconds(&self) -> f64 {
+        self.ended_s + seconds(self.pipeline.as_ref())
+    }
+
+    /// Processor time of the capture so far, in seconds.
+    pub(super) fn capture_seconds(&self) -> f64 {
+        seconds(self.capture.as_ref())
+    }
+
     /// `kill -9`, and no word before.
     pub(super) async fn kill_pipeline(&mut self) -> Result<()> {
+        self.ended_s = self.pipeline_seconds();
         self.pipeline.take().context("the pipeline does not run")?.kill().await
     }
 
     /// An error when one of them ended by itself.
     pub(super) fn check(&mut self) -> Result<()> {
-        self.api.iter_mut().chain(&mut self.pipeline).try_for_each(Running::check)
+        let all = self.api.iter_mut().chain(&mut self.pipeline).chain(&mut self.capture);
+        all.into_iter().try_for_each(Running::check)
     }
 
-    /// SIGTERM to both; they must leave in time and say that all went well.
+    /// SIGTERM to all; they must leave in time and say that all went well.
     pub(super) async fn stop(&mut self) -> Result<()> {
-        for running in [self.pipeline.take(), self.api.take()].into_iter().flatten() {
+        let all = [self.capture.take(), self.pipeline.take(), self.api.take()];
+        for running in all.into_iter().flatten() {
             let status = running.stop().await?;
             if !status.success() {
                 bail!("stopped with {status}: see the logs in {}", self.folder().display());
@@ -105,4 +136,9 @@ impl Programs {
             .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
         Some(lags.fold(0.0, |sum, lag| sum + lag)) // An empty sum() would be -0.
     }
+}
+
+fn seconds(running: Option<&Running>) -> f64 {
+    let process = running.and_then(Running::id).and_then(Process::of);
+    process.and_then(Process::processor_seconds).unwrap_or_default()
 }

@@ -3,12 +3,13 @@
 use super::census::{Judged, Left};
 use super::flags::Fate;
 use super::table::Times;
-use super::{Options, Told};
+use super::{Options, Source, Told, Used};
 use serde::Serialize;
 use std::fmt;
 
 #[derive(Serialize)]
 pub(super) struct Report {
+    source: &'static str,
     documents: u32,
     /// Answers of 202 to the flag.
     flagged: usize,
@@ -31,6 +32,10 @@ pub(super) struct Report {
     p50_ms: f64,
     p99_ms: f64,
     flags_per_s: f64,
+    /// Processor seconds of the pipeline for 1,000 deletions, from its start; and of what is between
+    /// the database and it.
+    pipeline_cpu_s_per_1000: f64,
+    feed_cpu_s_per_1000: f64,
     kills: u32,
     /// How many kills were asked for: a run that ends before the last one has not shown it.
     kills_wanted: u32,
@@ -46,13 +51,20 @@ impl Report {
         left: &Left,
         judged: &Judged,
         times: &Times,
+        used: &Used,
     ) -> Self {
         let receipts = times.flip_to_gone_ms.len();
         let rate = |count: usize, seconds: f64| {
             if seconds > 0.0 { tenth(count as f64 / seconds) } else { 0.0 }
         };
         let flips = &told.flips;
+        let per_1000 = |seconds: f64| (seconds * 1e6 / receipts.max(1) as f64).round() / 1e3;
         Self {
+            source: match options.source {
+                Source::Kafka => "kafka",
+                Source::Postgres => "postgres",
+                Source::Capture => "capture",
+            },
             documents: options.documents,
             flagged: flips.fates.len(),
             restored: flips.count(Fate::Restored),
@@ -67,6 +79,8 @@ impl Report {
             p50_ms: percentile(&times.flip_to_gone_ms, 0.50),
             p99_ms: percentile(&times.flip_to_gone_ms, 0.99),
             flags_per_s: rate(flips.fates.len(), flips.took.as_secs_f64()),
+            pipeline_cpu_s_per_1000: per_1000(used.pipeline_s),
+            feed_cpu_s_per_1000: per_1000(used.feed_s),
             kills: told.kills,
             kills_wanted: options.kill,
             slot_dropped: options.drop_slot,
@@ -98,6 +112,12 @@ impl fmt::Display for Report {
             self.rows_left, self.objects_left, self.docs_left, self.receipts
         )?;
         writeln!(out, "wrongly destroyed: {}, leaked: {}", self.wrongly_destroyed, self.leaked)?;
+        writeln!(
+            out,
+            "{} s of processor time for 1,000 deletions in the pipeline, {} s between the database \
+             and it ({})",
+            self.pipeline_cpu_s_per_1000, self.feed_cpu_s_per_1000, self.source
+        )?;
         write!(
             out,
             "{} deletions/s; from the flip to the row's end {} ms (half), {} ms (99 of 100)",

@@ -1,6 +1,6 @@
 //! The configuration file of this run.
 
-use super::Options;
+use super::{Options, Source};
 use tombstream_e2e::{Bucket, Servers};
 
 /// The ports that the two processes listen on.
@@ -8,6 +8,7 @@ use tombstream_e2e::{Bucket, Servers};
 pub(super) struct Ports {
     pub(super) api: u16,
     pub(super) pipeline: u16,
+    pub(super) capture: u16,
 }
 
 pub(super) fn text(
@@ -26,6 +27,28 @@ pub(super) fn text(
             "timeout = \"5s\"\ndeadline = \"10s\"\n",
         ),
     };
+    let kafka = &servers.kafka;
+    let source = match options.source {
+        Source::Kafka => format!(
+            "[source.kafka]\ngroup = \"{name}\"\n[source.kafka.settings]\n\
+             \"bootstrap.servers\" = \"{kafka}\"\n"
+        ),
+        Source::Postgres => format!(
+            "[source.postgres]\nslot = \"{name}\"\npublication = \"{name}\"\nheartbeat = \"1s\"\n"
+        ),
+        Source::Capture => format!(
+            "[source.kafka]\ngroup = \"{name}\"\n[source.kafka.settings]\n\
+             \"bootstrap.servers\" = \"{kafka}\"\n\
+             [capture]\nslot = \"{name}\"\npublication = \"{name}\"\ntopic_prefix = \"{name}\"\n\
+             listen = \"127.0.0.1:{}\"\n[capture.kafka.settings]\n\
+             \"bootstrap.servers\" = \"{kafka}\"\n",
+            ports.capture
+        ),
+    };
+    let topics = match options.source {
+        Source::Kafka | Source::Capture => format!("topics = [\"{name}.public.documents\"]"),
+        Source::Postgres => String::new(),
+    };
     format!(
         r#"[database]
 url = {{ env = "DATABASE_URL" }}
@@ -37,11 +60,7 @@ listen = "127.0.0.1:{pipeline_port}"
 [api]
 listen = "127.0.0.1:{api_port}"
 
-[source.kafka]
-group = "{name}"
-[source.kafka.settings]
-"bootstrap.servers" = "{kafka}"
-
+{source}
 [source.sweep]
 interval = "2s"
 
@@ -66,7 +85,7 @@ key = [{{ column = "id", type = "uuid" }}]
 flag = {{ column = "deleted_at", type = "timestamptz" }}
 grace = "0s"
 key_reuse = "forbidden"
-topics = ["{name}.public.documents"]
+{topics}
 targets = [
     {{ store = "originals", key = "{{id}}/original" }},
     {{ store = "search", id = "{{id}}" }},
@@ -80,7 +99,6 @@ create = ["name"]
         workers = options.workers,
         pipeline_port = ports.pipeline,
         api_port = ports.api,
-        kafka = servers.kafka,
         s3 = servers.s3,
         bucket = bucket.name(),
         elasticsearch = servers.elasticsearch,

@@ -128,6 +128,15 @@ impl Process {
         self.wait_for_end();
     }
 
+    /// Processor time that it has used so far, its threads' included, in seconds.
+    pub(crate) fn processor_seconds(self) -> Option<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id)).ok()?;
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let ticks = |place: usize| fields.get(place)?.parse::<f64>().ok();
+        // User and system time, in ticks of 1/100 s wherever Linux runs.
+        Some((ticks(11)? + ticks(12)?) / 100.0)
+    }
+
     /// Its resident memory in bytes.
     pub(crate) fn memory(self) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id)).ok()?;

@@ -78,18 +78,23 @@ impl State {
         self.ports.get(&service)?.first().copied()
     }
 
-    /// The addresses of all servers; an error names one that does not run.
-    pub(crate) fn addresses(&self) -> Result<Servers> {
+    /// The addresses of the servers that are `needed`, those of others empty; an error names one that
+    /// does not run.
+    pub(crate) fn addresses(&self, needed: &[Service]) -> Result<Servers> {
         let port = |service: Service| {
             self.port(service).with_context(|| {
                 format!("{} does not run: `cargo xtask services up`", service.name())
             })
         };
+        let if_needed = |service: Service, address: fn(u16) -> String| match needed.contains(&service) {
+            true => port(service).map(address),
+            false => Ok(String::new()),
+        };
         let postgres_port = port(Service::Postgres)?;
         Ok(Servers {
             postgres: postgres::url(postgres_port),
-            kafka: format!("127.0.0.1:{}", port(Service::Kafka)?),
-            connect: http(port(Service::Connect)?),
+            kafka: if_needed(Service::Kafka, |port| format!("127.0.0.1:{port}"))?,
+            connect: if_needed(Service::Connect, http)?,
             elasticsearch: http(port(Service::Elasticsearch)?),
             s3: http(port(Service::S3)?),
             s3_access_key: s3::ACCESS_KEY.to_owned(),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -28,6 +29,9 @@ pub struct ReplicationConfig {
     /// How often a message of our own goes through the log: it shows that the stream is alive and how
     /// far it is behind, and moves the slot on where nothing else is written. Zero: never.
     pub heartbeat: Duration,
+    /// Whether the rows that are there when the slot is made are wanted too: see
+    /// [`PostgresSource::open`](super::PostgresSource::open).
+    pub snapshot: bool,
     /// How often at most the server is told what is durable.
     pub acknowledge_every: Duration,
 }
@@ -64,6 +68,7 @@ impl ReplicationConfig {
             items_max: NonZeroUsize::new(1_000).expect("not zero"),
             bytes_max: NonZeroUsize::new(8 << 20).expect("not zero"),
             heartbeat: Duration::from_secs(10),
+            snapshot: false,
             acknowledge_every: Duration::from_secs(1),
         }
     }
@@ -140,8 +145,10 @@ fn tls(options: &PgConnectOptions) -> wire::TlsConfig {
         return wire::TlsConfig::disabled();
     }
     let url = options.clone().to_url_lossy();
+    // sqlx shows a file as `file: PATH`; what is given in place of a file stays its own.
     let path = |name: &str| {
-        url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned().into())
+        let (_, value) = url.query_pairs().find(|(key, _)| key == name)?;
+        value.strip_prefix("file: ").map(PathBuf::from)
     };
     let mode = match options.get_ssl_mode() {
         PgSslMode::Disable => wire::SslMode::Disable,

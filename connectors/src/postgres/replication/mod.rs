@@ -12,10 +12,12 @@ mod config;
 mod publication;
 mod session;
 mod slot;
+mod snapshot;
 mod source;
 mod watch;
 
 pub use config::{ReplicationConfig, ReplicationConfigError};
-pub use publication::{check_capture, fix_capture};
+pub use publication::{Makes, check_capture, fix_capture};
 pub use slot::{Gap, GapReason};
+pub use snapshot::{PrimaryKeys, read_snapshot};
 pub use source::{PostgresSource, Scope};

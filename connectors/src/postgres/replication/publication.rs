@@ -61,12 +61,22 @@ pub async fn check_capture(
     Ok(findings)
 }
 
+/// What [`fix_capture`] makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Makes {
+    /// The publication and the slot.
+    Both,
+    /// The publication: the slot is made together with its snapshot.
+    Publication,
+}
+
 /// Makes the publication and the slot, or adds what they lack, and says what was done. What can't be
 /// mended so is left to [`check_capture`] to say.
 pub async fn fix_capture(
     pool: &PgPool,
     config: &ReplicationConfig,
     relations: &[Relation],
+    makes: Makes,
 ) -> Result<Vec<Finding>, sqlx::Error> {
     let mut done = Vec::new();
     let mut fit = Vec::new();
@@ -108,6 +118,9 @@ pub async fn fix_capture(
         done.push(Finding::good(format!("done: {statement}")));
     }
     transaction.commit().await?;
+    if makes == Makes::Publication {
+        return Ok(done);
+    }
     // A transaction that has written can't make a slot.
     let mut transaction = pool.begin_with(BEGIN).await?;
     let there: bool = sqlx::query_scalar(

@@ -116,9 +116,13 @@ impl Session {
                 (facts.and_then(|facts| facts.confirmed).unwrap_or_default(), None)
             }
         };
+        let snapshot = snapshot.filter(|_| config.snapshot);
+        let is_complete = snapshot.is_none();
         let mut transaction = pool.begin_with(BEGIN).await.map_err(ledger)?;
         let generation =
-            slot::begin_generation(&mut transaction, name, server, to).await.map_err(ledger)?;
+            slot::begin_generation(&mut transaction, name, server, to, is_complete)
+                .await
+                .map_err(ledger)?;
         transaction.commit().await.map_err(ledger)?;
         let from = known.map(|known| known.acknowledged);
         let gap = Some(Gap { slot: name.clone(), reason, from, to });

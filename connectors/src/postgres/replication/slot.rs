@@ -33,6 +33,8 @@ pub enum GapReason {
     Missing,
     /// The server had thrown away the log that it needed, so it was made anew.
     Lost,
+    /// It began with a snapshot that was not finished, so it was made anew.
+    Unfinished,
     /// It stands beyond what was acknowledged: made anew or moved by another hand.
     Moved,
     /// The server is another one, or was promoted.
@@ -46,6 +48,7 @@ impl GapReason {
             Self::New => "new",
             Self::Missing => "missing",
             Self::Lost => "lost",
+            Self::Unfinished => "unfinished",
             Self::Moved => "moved",
             Self::OtherServer => "other_server",
         }
@@ -63,6 +66,9 @@ impl fmt::Display for Gap {
                 "slot {slot} was lost (the server removed the log it needed: \
                  max_slot_wal_keep_size), and is made anew"
             ),
+            GapReason::Unfinished => {
+                write!(f, "slot {slot} began with a snapshot that was not finished, and is made anew")
+            }
             GapReason::Moved => write!(
                 f,
                 "slot {slot} stands beyond what was acknowledged: it was made anew or advanced by \
@@ -98,6 +104,7 @@ pub(super) struct Known {
     pub(super) server: Server,
     pub(super) generation: Generation,
     pub(super) acknowledged: Lsn,
+    pub(super) is_complete: bool,
 }
 
 /// Which life of which server.
@@ -157,6 +164,9 @@ pub(super) fn plan(facts: Option<&SlotFacts>, known: Option<&Known>, server: &Se
     if facts.is_lost {
         return Plan::Recreate(GapReason::Lost);
     }
+    if known.is_some_and(|known| !known.is_complete) {
+        return Plan::Recreate(GapReason::Unfinished);
+    }
     match (known, facts.confirmed) {
         (None, _) => Plan::Adopt(GapReason::New),
         (Some(_), _) if moved_house => Plan::Adopt(GapReason::OtherServer),
@@ -202,8 +212,8 @@ pub(super) async fn known(
     slot: &str,
 ) -> Result<Option<Known>, sqlx::Error> {
     let row = sqlx::query(
-        "select system_identifier, timeline, generation, acknowledged::text from tombstream.slot \
-         where slot = $1",
+        "select system_identifier, timeline, generation, acknowledged::text, is_complete \
+         from tombstream.slot where slot = $1",
     )
     .persistent(false)
     .bind(slot)
@@ -216,6 +226,7 @@ pub(super) async fn known(
         server: Server { system_identifier: row.try_get(0)?, timeline: number(1)? },
         generation: Generation(number(2)?),
         acknowledged: acknowledged.parse().unwrap_or_default(),
+        is_complete: row.try_get(4)?,
     }))
 }
 
@@ -226,6 +237,7 @@ pub(super) async fn begin_generation(
     slot: &str,
     server: &Server,
     acknowledged: Lsn,
+    is_complete: bool,
 ) -> Result<Generation, sqlx::Error> {
     let generation: i32 = sqlx::query_scalar(
         "with bumped as ( \
@@ -234,11 +246,12 @@ pub(super) async fn begin_generation(
              returning generation \
          ) \
          insert into tombstream.slot as s \
-             (slot, system_identifier, timeline, generation, acknowledged) \
-         select $1, $2, $3, generation, $4::pg_lsn from bumped \
+             (slot, system_identifier, timeline, generation, acknowledged, is_complete) \
+         select $1, $2, $3, generation, $4::pg_lsn, $5 from bumped \
          on conflict (slot) do update set system_identifier = excluded.system_identifier, \
              timeline = excluded.timeline, generation = excluded.generation, \
-             acknowledged = excluded.acknowledged, since = now() \
+             acknowledged = excluded.acknowledged, is_complete = excluded.is_complete, \
+             since = now() \
          returning generation",
     )
     .persistent(false)
@@ -246,9 +259,27 @@ pub(super) async fn begin_generation(
     .bind(&server.system_identifier)
     .bind(i32::try_from(server.timeline).unwrap_or(i32::MAX))
     .bind(acknowledged.to_string())
+    .bind(is_complete)
     .fetch_one(connection)
     .await?;
     Ok(Generation(u32::try_from(generation).unwrap_or(0)))
+}
+
+/// Writes down that the rows that were there before the slot are handed on.
+pub(super) async fn complete(
+    connection: &mut PgConnection,
+    slot: &str,
+    generation: Generation,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "update tombstream.slot set is_complete = true where slot = $1 and generation = $2",
+    )
+    .persistent(false)
+    .bind(slot)
+    .bind(i32::try_from(generation.0).unwrap_or(i32::MAX))
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Writes down how far everything is durable. Not waited for by the disk: what a crash forgets is read
@@ -297,7 +328,7 @@ mod tests {
     }
 
     fn known(acknowledged: u64) -> Known {
-        Known { server: server(1), generation: Generation(2), acknowledged: Lsn(acknowledged) }
+        Known { server: server(1), generation: Generation(2), acknowledged: Lsn(acknowledged), is_complete: true }
     }
 
     #[test]
@@ -326,6 +357,9 @@ mod tests {
             plan(Some(&lost), Some(&known(100)), &server(1)),
             Plan::Recreate(GapReason::Lost)
         );
+        let half = Known { is_complete: false, ..known(100) };
+        let half = plan(Some(&facts(100)), Some(&half), &server(1));
+        assert_eq!(half, Plan::Recreate(GapReason::Unfinished));
     }
 
     #[test]

@@ -98,9 +98,10 @@ impl PostgresSource {
         Ok(Self { config, pool, scope, on_gap, assignment: 0, paused, stream: None })
     }
 
-    /// Opens the session without streaming yet, and gives the snapshot of the moment from which on
-    /// everything will come, if the slot was made just now. The snapshot ends with the next call of
-    /// [`Source::next`].
+    /// Opens the session without streaming yet. With `config.snapshot`, and if the slot was made just
+    /// now, gives the name of a snapshot of the moment from which on everything will come: what is in
+    /// it is the caller's to read ([`read_snapshot`](super::read_snapshot)). It ends with the next call
+    /// of [`Source::next`]; until [`Self::complete`] the slot counts as not begun.
     pub async fn open(&mut self) -> Result<Option<String>, SourceError> {
         let session = Session::open(&self.config, &self.pool).await?;
         if let Some(gap) = &session.gap {
@@ -112,6 +113,20 @@ impl PostgresSource {
         self.assignment += 1;
         self.stream = Some(Stream::new(session, &self.config));
         Ok(snapshot)
+    }
+
+    /// Writes down that everything of the snapshot is durable.
+    pub async fn complete(&mut self) -> Result<(), SourceError> {
+        let Some((generation, _)) = self.start() else { return Ok(()) };
+        let failed = |error: sqlx::Error| SourceError::Unavailable(Box::new(error));
+        let mut transaction = self.pool.begin_with(BEGIN).await.map_err(failed)?;
+        slot::complete(&mut transaction, &self.config.slot, generation).await.map_err(failed)?;
+        transaction.commit().await.map_err(failed)
+    }
+
+    /// Whether a session is open; after an error there is none.
+    pub fn is_open(&self) -> bool {
+        self.stream.is_some()
     }
 
     /// Where the stream begins, once it is open.
@@ -368,7 +383,7 @@ fn protocol(error: WalError) -> SourceError {
 }
 
 /// A table's name for metrics, dead letters and people; as Debezium names its topic.
-fn topic(slot: &str, table: &WalTable) -> Arc<str> {
+pub(super) fn topic(slot: &str, table: &WalTable) -> Arc<str> {
     format!("{slot}.{}.{}", table.schema, table.name).into()
 }
 

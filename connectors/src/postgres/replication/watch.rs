@@ -183,7 +183,9 @@ mod tests {
     fn heartbeats_that_never_come_back_take_no_room() {
         let beats = Beats::default();
         let first = beats.sent();
-        (0..ON_THEIR_WAY).for_each(|_| drop(beats.sent()));
+        for _ in 0..ON_THEIR_WAY {
+            beats.sent();
+        }
         assert!(beats.came(first).is_none());
         assert!(beats.came(first + 1).is_some());
     }

@@ -1,6 +1,7 @@
 //! A database of its own for each test, with the ledger and one relation in it.
 
 mod pooler;
+pub(crate) mod server;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +40,12 @@ impl Database {
         let base = std::env::var("TOMBSTREAM_TEST_POSTGRES_URL").expect(
             "TOMBSTREAM_TEST_POSTGRES_URL is not set: run the tests through `cargo xtask test`",
         );
-        let admin = connect(&base, 2, true, "test").await.expect("the test server answers");
+        Self::empty_on(&base).await
+    }
+
+    /// On another server than the tests' own.
+    pub(crate) async fn empty_on(base: &str) -> Self {
+        let admin = connect(base, 2, true, "test").await.expect("the test server answers");
         let name = format!("tombstream_test_{}", uuid::Uuid::new_v4().simple());
         admin.execute(AssertSqlSafe(format!("create database {name}"))).await.unwrap();
         let (server, _) = base.rsplit_once('/').expect("the url names a database");
@@ -48,11 +54,20 @@ impl Database {
         Self { pool, url, name, admin }
     }
 
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
     /// With the table `documents`, and the guard where wanted.
     pub(crate) async fn with_documents(guard: bool) -> Self {
         let database = Self::new().await;
+        database.make_documents(guard).await;
         database
-            .pool
+    }
+
+    /// The table `documents`, and the guard where wanted.
+    pub(crate) async fn make_documents(&self, guard: bool) {
+        self.pool
             .execute(
                 "create table documents (id uuid primary key, name text not null, \
                  uploaded_at timestamptz, deleted_at timestamptz)",
@@ -60,9 +75,8 @@ impl Database {
             .await
             .unwrap();
         if guard {
-            install_relation(&database.pool, &documents()).await.unwrap();
+            install_relation(&self.pool, &documents()).await.unwrap();
         }
-        database
     }
 
     /// A pool of three clients of a pooler in transaction mode, all of them connected.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
-use tombstream_model::{Mark, Polled, Records, Source};
+use tombstream_model::{Disposition, Mark, Origin, Polled, Records, Source};
 
 /// The most that a check waits for one thing.
 const BOUND: Duration = Duration::from_secs(60);
@@ -23,6 +23,25 @@ pub trait SourceFixture: Send + Sync {
 
     /// Appends events with these values, in this order where the log has one.
     fn append(&self, values: &[String]) -> impl Future<Output = ()> + Send;
+
+    /// What was appended, as far as a poll brought it, and where it stood.
+    fn values(&self, polled: &Polled) -> Vec<(Origin, String)> {
+        let Records::Events(events) = &polled.records else {
+            panic!("what else a source brings, its fixture has to read")
+        };
+        let text =
+            |value: &[u8]| String::from_utf8(value.to_vec()).expect("the checks append text");
+        let value =
+            |it: &tombstream_model::Event| it.value.as_deref().map(text).unwrap_or_default();
+        events.iter().map(|event| (event.origin.clone(), value(event))).collect()
+    }
+
+    /// Whether what stood at `origin` is before `mark`.
+    fn covers(&self, mark: &Mark, origin: &Origin) -> bool {
+        mark.topic == origin.topic
+            && mark.partition == origin.partition
+            && mark.next > origin.offset
+    }
 }
 
 /// Everything comes, and each mark is after what was polled with it or before.
@@ -33,13 +52,9 @@ pub async fn everything_comes_with_marks<F: SourceFixture>(fixture: &F) {
     let mut left: BTreeSet<&String> = values.iter().collect();
     while !left.is_empty() {
         let polled = next(&mut source).await;
-        for (origin, value) in events(&polled) {
+        for (origin, value) in fixture.values(&polled) {
             left.retain(|it| **it != value);
-            let covered = polled.marks.iter().any(|mark| {
-                mark.topic == origin.topic
-                    && mark.partition == origin.partition
-                    && mark.next > origin.offset
-            });
+            let covered = polled.marks.iter().any(|mark| fixture.covers(mark, &origin));
             assert!(covered, "{origin:?} is in no mark of its poll: {:?}", polled.marks);
         }
     }
@@ -51,7 +66,7 @@ pub async fn what_is_not_committed_comes_again<F: SourceFixture>(fixture: &F) {
     fixture.append(&values).await;
     for _ in 0..2 {
         let mut source = fixture.open().await;
-        read(&mut source, &values).await;
+        read(fixture, &mut source, &values).await;
     }
 }
 
@@ -60,14 +75,15 @@ pub async fn what_is_committed_does_not_come_again<F: SourceFixture>(fixture: &F
     let (before, after) = (values(10), values(10));
     fixture.append(&before).await;
     let mut source = fixture.open().await;
-    let marks = read(&mut source, &before).await;
+    let marks = read(fixture, &mut source, &before).await;
     source.commit(marks).await.expect("a commit");
+    source.close().await;
     drop(source);
     fixture.append(&after).await;
     let mut source = fixture.open().await;
     let mut left: BTreeSet<&String> = after.iter().collect();
     while !left.is_empty() {
-        for (origin, value) in events(&next(&mut source).await) {
+        for (origin, value) in fixture.values(&next(&mut source).await) {
             assert!(!before.contains(&value), "{value} at {origin:?} was committed");
             left.retain(|it| **it != value);
         }
@@ -79,13 +95,13 @@ pub async fn a_commit_covers_no_more_than_its_marks<F: SourceFixture>(fixture: &
     let (before, after) = (values(5), values(5));
     fixture.append(&before).await;
     let mut source = fixture.open().await;
-    let marks = read(&mut source, &before).await;
+    let marks = read(fixture, &mut source, &before).await;
     fixture.append(&after).await;
-    read(&mut source, &after).await;
+    read(fixture, &mut source, &after).await;
     source.commit(marks).await.expect("a commit");
     drop(source);
     let mut source = fixture.open().await;
-    read(&mut source, &after).await;
+    read(fixture, &mut source, &after).await;
 }
 
 /// Dropping the future of `next`, at any moment, loses nothing.
@@ -105,8 +121,9 @@ pub async fn dropping_next_loses_nothing<F: SourceFixture>(fixture: &F) {
                 biased;
                 () = sleep(Duration::from_micros(micros)) => {}
                 polled = source.next() => {
-                    let polled = polled.expect("the source can be read");
-                    for (_, value) in events(&polled) {
+                    // Unavailable for a moment is no loss.
+                    let Ok(polled) = polled else { continue };
+                    for (_, value) in fixture.values(&polled) {
                         left.retain(|it| **it != value);
                     }
                 }
@@ -120,12 +137,16 @@ pub async fn dropping_next_loses_nothing<F: SourceFixture>(fixture: &F) {
 }
 
 /// Reads until all of `values` have come; gives the newest mark of each partition.
-async fn read<S: Source>(source: &mut S, values: &[String]) -> Vec<Mark> {
+async fn read<F: SourceFixture>(
+    fixture: &F,
+    source: &mut F::Source,
+    values: &[String],
+) -> Vec<Mark> {
     let mut left: BTreeSet<&String> = values.iter().collect();
     let mut marks: Vec<Mark> = Vec::new();
     while !left.is_empty() {
         let polled = next(source).await;
-        for (_, value) in events(&polled) {
+        for (_, value) in fixture.values(&polled) {
             left.retain(|it| **it != value);
         }
         for mark in polled.marks {
@@ -136,18 +157,20 @@ async fn read<S: Source>(source: &mut S, values: &[String]) -> Vec<Mark> {
     marks
 }
 
+/// The next poll. What is unavailable is tried again, as the pipeline does.
 async fn next<S: Source>(source: &mut S) -> Polled {
-    let polled = timeout(BOUND, source.next()).await.expect("something comes in time");
-    polled.expect("the source can be read")
-}
-
-fn events(polled: &Polled) -> Vec<(tombstream_model::Origin, String)> {
-    let Records::Events(events) = &polled.records else {
-        panic!("a source of events brings events")
+    let tried = async {
+        loop {
+            match source.next().await {
+                Ok(polled) => return polled,
+                Err(error) if error.disposition() == Disposition::Retry => {
+                    sleep(Duration::from_millis(20)).await;
+                }
+                Err(error) => panic!("the source can't be read: {error}"),
+            }
+        }
     };
-    let text = |value: &[u8]| String::from_utf8(value.to_vec()).expect("the checks append text");
-    let value = |it: &tombstream_model::Event| it.value.as_deref().map(text).unwrap_or_default();
-    events.iter().map(|event| (event.origin.clone(), value(event))).collect()
+    timeout(BOUND, tried).await.expect("something comes in time")
 }
 
 fn values(count: usize) -> Vec<String> {

@@ -8,7 +8,7 @@
 use sqlx::PgPool;
 use tombstream_api::Tokens;
 use tombstream_connectors::elasticsearch::ElasticsearchSink;
-use tombstream_connectors::postgres::{self, Finding, Severity};
+use tombstream_connectors::postgres::{self, Finding, Makes, ReplicationConfig, Severity};
 use tombstream_connectors::{kafka, s3};
 use tombstream_model::{AddressTemplate, FlagKind, Relation, SinkError, StoreId};
 
@@ -117,31 +117,58 @@ async fn database(config: &Config, fix: bool, report: &mut Report) {
             zone_is_known(&pool, zone, &about, report).await;
         }
     }
+    source_postgres(config, &pool, fix, report).await;
     capture(config, &pool, fix, report).await;
 }
 
 /// Whether the log can be read straight, made so first if that is wanted.
-async fn capture(config: &Config, pool: &PgPool, fix: bool, report: &mut Report) {
+async fn source_postgres(config: &Config, pool: &PgPool, fix: bool, report: &mut Report) {
     let about = "source postgres";
     let Some(section) = &config.source.postgres else {
-        if fix {
-            report.warning(about, "there is no [source.postgres], so there is nothing to make");
+        if fix && config.capture.is_none() {
+            let text = "there is no [source.postgres] and no [capture], so there is nothing to make";
+            report.warning(about, text);
         }
         return;
     };
-    let replication = match wiring::replication_config(&config.database, section) {
-        Ok(replication) => replication,
-        Err(error) => return report.error(about, &chain(error.as_ref())),
-    };
-    if fix {
-        match postgres::fix_capture(pool, &replication, &config.relations).await {
+    match wiring::replication_config(&config.database, section) {
+        Ok(replication) => {
+            log(config, pool, &replication, fix.then_some(Makes::Both), about, report).await;
+        }
+        Err(error) => report.error(about, &chain(error.as_ref())),
+    }
+}
+
+/// Whether the log can be captured. The slot is made with its snapshot, by `tombstream capture`.
+async fn capture(config: &Config, pool: &PgPool, fix: bool, report: &mut Report) {
+    let about = "capture";
+    let Some(section) = &config.capture else { return };
+    match wiring::capture_config(&config.database, section) {
+        Ok(replication) => {
+            let makes = fix.then_some(Makes::Publication);
+            log(config, pool, &replication, makes, about, report).await;
+        }
+        Err(error) => report.error(about, &chain(error.as_ref())),
+    }
+}
+
+async fn log(
+    config: &Config,
+    pool: &PgPool,
+    replication: &ReplicationConfig,
+    makes: Option<Makes>,
+    about: &str,
+    report: &mut Report,
+) {
+    if let Some(makes) = makes {
+        match postgres::fix_capture(pool, replication, &config.relations, makes).await {
             Ok(done) => report.add(about, done),
             Err(error) => {
                 report.error(about, &format!("it can't be made: {}", chain(&error)));
             }
         }
     }
-    match postgres::check_capture(pool, &replication, &config.relations).await {
+    match postgres::check_capture(pool, replication, &config.relations).await {
         Ok(findings) => report.add(about, findings),
         Err(error) => report.error(about, &format!("it can't be looked at: {}", chain(&error))),
     }

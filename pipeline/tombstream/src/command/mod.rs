@@ -3,6 +3,7 @@
 //! Exit codes: 0 it is done, 1 it failed, 2 the command line or the configuration is wrong.
 
 mod api;
+mod capture;
 mod check;
 mod dead_letters;
 mod demo;
@@ -45,6 +46,8 @@ enum Command {
     Demo(demo::Args),
     /// Destroy the copies of flagged rows, then the rows: the pipeline.
     Run,
+    /// Publish the tables' changes to a broker, as Debezium would: [capture].
+    Capture,
     /// Serve the REST interface.
     Api,
     /// Make or update the ledger, and each relation's triggers and index.
@@ -119,6 +122,7 @@ async fn dispatch(cli: Cli, folder: Option<demo::Folder>) -> Result<(), Failure>
             demo::demo(args, folder).await?;
         }
         Command::Run => run::run(load(Needs::Everything)?).await?,
+        Command::Capture => capture::capture(load(Needs::Capture)?).await?,
         Command::Api => api::api(load(Needs::Database)?).await?,
         Command::Migrate(args) => migrate::migrate(load(Needs::Database)?, args).await?,
         Command::Check(args) => check::check(load(Needs::Everything)?, args).await?,

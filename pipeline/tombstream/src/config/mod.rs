@@ -5,6 +5,7 @@
 //! connection would show is left to `check --live`.
 
 mod api;
+mod capture;
 mod database;
 mod document;
 mod pipeline;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use tombstream_model::Relation;
 
 pub(crate) use api::ApiSection;
+pub(crate) use capture::CaptureSection;
 pub(crate) use database::DatabaseConfig;
 pub(crate) use document::{Place, Problem, Problems};
 pub(crate) use pipeline::PipelineConfig;
@@ -44,6 +46,8 @@ pub(crate) struct Config {
     pub(crate) pipeline: PipelineConfig,
     pub(crate) api: ApiSection,
     pub(crate) source: SourceConfig,
+    /// None: nothing is captured to a broker.
+    pub(crate) capture: Option<CaptureSection>,
     /// In the order of their names; the index is the `StoreId`.
     pub(crate) stores: Vec<StoreConfig>,
     /// In the order of their names; the index is the `RelationId`.
@@ -57,6 +61,7 @@ pub(crate) struct Config {
 pub(crate) enum Needs {
     Everything,
     Database,
+    Capture,
 }
 
 impl Config {
@@ -82,7 +87,14 @@ impl Config {
     fn parse(file: String, text: &str, needs: Needs) -> Result<Self, Problems> {
         let (config, mut list, secrets) = Document::read(text, Self::read);
         for (place, secret) in secrets {
-            if needs == Needs::Database && !place.key.starts_with("database.") {
+            let of_database = place.key.starts_with("database.");
+            let is_needed = match needs {
+                // What is captured elsewhere is no business of the pipeline's.
+                Needs::Everything => !place.key.starts_with("capture."),
+                Needs::Database => of_database,
+                Needs::Capture => of_database || place.key.starts_with("capture."),
+            };
+            if !is_needed {
                 continue;
             }
             if let Err(wrong) = secret.resolve() {
@@ -110,6 +122,8 @@ impl Config {
             true => root.table("source", SourceConfig::read).flatten(),
             false => Some(SourceConfig::default()),
         };
+        let has_capture = root.has("capture");
+        let capture = root.table("capture", CaptureSection::read).flatten();
         let read = root.tables("store", StoreConfig::read);
         let names: Vec<String> = read.iter().map(|(name, _)| name.clone()).collect();
         let stores: Vec<StoreConfig> =
@@ -141,7 +155,9 @@ impl Config {
                 models.push(relation.into_model(targets));
             }
         }
-        let complete = models.len() == written && stores.len() == names.len();
+        let complete = models.len() == written
+            && stores.len() == names.len()
+            && capture.is_some() == has_capture;
         let (database, source) = (database?, source?);
         complete.then(|| Self {
             file: String::new(),
@@ -149,6 +165,7 @@ impl Config {
             pipeline,
             api,
             source,
+            capture,
             stores,
             relations: models.into(),
             routes,

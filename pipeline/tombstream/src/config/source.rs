@@ -1,5 +1,6 @@
 //! `[source.…]`: where events and flags are read.
 
+use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
@@ -98,17 +99,7 @@ impl PostgresSection {
             bytes_max: section.or("bytes_max", count(8 << 20)),
             heartbeat: section.or("heartbeat", Duration::from_secs(10)),
         };
-        // What is wrong with a name is the connector's to say; the url is a secret, and not read here.
-        let nowhere = Secret::new("postgresql://localhost/");
-        let config = postgres::ReplicationConfig::new(nowhere, &*read.slot, &*read.publication);
-        if let Err(error) = config.validate() {
-            let place = match &error {
-                postgres::ReplicationConfigError::Name { what: "slot", .. } => slot_place,
-                _ => publication_place,
-            };
-            let Wrong { what, fix } = Wrong::split(&error.to_string(), "");
-            section.problem(place, what, fix);
-        }
+        bare_names(section, &read.slot, slot_place, &read.publication, publication_place);
         read
     }
 }
@@ -161,72 +152,94 @@ impl KafkaSection {
                 .map(|(name, _, value)| (name.clone(), value.clone()))
                 .collect(),
         };
-        kafka.judge(section, &place, settings);
+        judge_settings(section, &place, settings, "source.kafka", |settings| {
+            let mut config = kafka::KafkaConfig::new(kafka.group.as_str(), "");
+            config.settings = settings;
+            config.validate()
+        });
         Some(kafka)
-    }
-
-    /// Says what the connector and librdkafka itself would refuse, one setting after the other.
-    /// Secrets are not read for it.
-    fn judge(
-        &self,
-        section: &Section<'_, '_>,
-        place: &Place,
-        mut settings: Vec<(String, Place, Setting)>,
-    ) {
-        settings.retain(|(name, _, _)| name != "ssl.key.pem");
-        loop {
-            let mut config = kafka::KafkaConfig::new(self.group.as_str(), "");
-            config.settings = settings
-                .iter()
-                .map(|(name, _, value)| {
-                    let text = match value {
-                        Setting::Plain(text) => text.clone(),
-                        Setting::Secret(_) => "unread".to_owned(),
-                    };
-                    (name.clone(), kafka::Setting::Text(text))
-                })
-                .collect();
-            let Err(error) = config.validate() else { return };
-            let concerned = |message: &str| {
-                settings.iter().position(|(name, _, _)| message.contains(&format!("\"{name}\"")))
-            };
-            let (index, what, fix) = match &error {
-                kafka::KafkaConfigError::Owned { name, reason } => (
-                    settings.iter().position(|(other, _, _)| other == name),
-                    "is set by Tombstream itself".to_owned(),
-                    format!("leave it out: {reason}"),
-                ),
-                kafka::KafkaConfigError::Brokers => (
-                    None,
-                    "the brokers are not named".to_owned(),
-                    "write \"bootstrap.servers\" = \"host:9092\" in [source.kafka.settings]".into(),
-                ),
-                kafka::KafkaConfigError::Refused(said) => (
-                    concerned(said),
-                    match said.contains("No such configuration property") {
-                        true => "librdkafka has no such setting".to_owned(),
-                        false => format!("librdkafka refuses it: {said}"),
-                    },
-                    "correct it; librdkafka's CONFIGURATION.md lists names and values".into(),
-                ),
-                kafka::KafkaConfigError::Group
-                | kafka::KafkaConfigError::Topics
-                | kafka::KafkaConfigError::Env { .. }
-                | kafka::KafkaConfigError::File { .. } => {
-                    (None, error.to_string(), "mend [source.kafka]".into())
-                }
-            };
-            let Some(index) = index else {
-                section.problem(place.clone(), what, fix);
-                return;
-            };
-            let (_, place, _) = settings.remove(index);
-            section.problem(place, what, fix);
-        }
     }
 }
 
-fn read_settings(section: &mut Section<'_, '_>) -> Vec<(String, Place, Setting)> {
+/// Says what the connector and librdkafka itself would refuse, one setting after the other. Secrets are
+/// not read for it. `whose` section it is, for what concerns no single setting.
+pub(super) fn judge_settings(
+    section: &Section<'_, '_>,
+    place: &Place,
+    mut settings: Vec<(String, Place, Setting)>,
+    whose: &str,
+    validate: impl Fn(BTreeMap<String, kafka::Setting>) -> Result<(), kafka::KafkaConfigError>,
+) {
+    settings.retain(|(name, _, _)| name != "ssl.key.pem");
+    loop {
+        let text = |value: &Setting| match value {
+            Setting::Plain(text) => text.clone(),
+            Setting::Secret(_) => "unread".to_owned(),
+        };
+        let shown = settings
+            .iter()
+            .map(|(name, _, value)| (name.clone(), kafka::Setting::Text(text(value))))
+            .collect();
+        let Err(error) = validate(shown) else { return };
+        let concerned = |message: &str| {
+            settings.iter().position(|(name, _, _)| message.contains(&format!("\"{name}\"")))
+        };
+        let (index, what, fix) = match &error {
+            kafka::KafkaConfigError::Owned { name, reason } => (
+                settings.iter().position(|(other, _, _)| other == name),
+                "is set by Tombstream itself".to_owned(),
+                format!("leave it out: {reason}"),
+            ),
+            kafka::KafkaConfigError::Brokers => (
+                None,
+                "the brokers are not named".to_owned(),
+                format!("write \"bootstrap.servers\" = \"host:9092\" in [{whose}.settings]"),
+            ),
+            kafka::KafkaConfigError::Refused(said) => (
+                concerned(said),
+                match said.contains("No such configuration property") {
+                    true => "librdkafka has no such setting".to_owned(),
+                    false => format!("librdkafka refuses it: {said}"),
+                },
+                "correct it; librdkafka's CONFIGURATION.md lists names and values".into(),
+            ),
+            kafka::KafkaConfigError::Group
+            | kafka::KafkaConfigError::Topics
+            | kafka::KafkaConfigError::Env { .. }
+            | kafka::KafkaConfigError::File { .. } => {
+                (None, error.to_string(), format!("mend [{whose}]"))
+            }
+        };
+        let Some(index) = index else {
+            section.problem(place.clone(), what, fix);
+            return;
+        };
+        let (_, place, _) = settings.remove(index);
+        section.problem(place, what, fix);
+    }
+}
+
+/// Says whether the names of a slot and a publication can be used; the connector knows.
+pub(super) fn bare_names(
+    section: &Section<'_, '_>,
+    slot: &str,
+    slot_place: Place,
+    publication: &str,
+    publication_place: Place,
+) {
+    let nowhere = Secret::new("postgresql://localhost/");
+    let config = postgres::ReplicationConfig::new(nowhere, slot, publication);
+    if let Err(error) = config.validate() {
+        let place = match &error {
+            postgres::ReplicationConfigError::Name { what: "slot", .. } => slot_place,
+            _ => publication_place,
+        };
+        let Wrong { what, fix } = Wrong::split(&error.to_string(), "");
+        section.problem(place, what, fix);
+    }
+}
+
+pub(super) fn read_settings(section: &mut Section<'_, '_>) -> Vec<(String, Place, Setting)> {
     let settings = section.rest::<Setting>();
     for (name, place, setting) in &settings {
         match setting {
