@@ -32,7 +32,7 @@ async fn chunks_conform() {
 /// Ids that differ by little; what stays is the same byte for byte.
 #[tokio::test]
 async fn exactly_the_ids_asked_for_go() {
-    let fixture = Fixture::new(false);
+    let fixture = Fixture::with(false, |config| config.purge = false);
     let long = "x".repeat(60_000);
     let longest = "x".repeat(65_530);
     let ids = [

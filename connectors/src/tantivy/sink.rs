@@ -2,16 +2,15 @@
 //! rewrite of what was touched, and only then a verdict that confirms.
 //!
 //! A batch is one commit. Batches that wait while segments are rewritten commit first, and share the
-//! next rewrite. What is committed and not rewritten in time is `Busy`; it is remembered, so that the
-//! next attempt, which finds nothing, calls it deleted and not absent.
+//! next rewrite. What is not rewritten in time is `Busy`; it is remembered, so that the next attempt,
+//! which finds nothing, calls it deleted and not absent, and waits for no rewrite but its own.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ::tantivy::{IndexWriter, Searcher, Term};
-use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, sleep_until, timeout_at};
 use tombstream_model::{Address, Fence, Outcome, Presence, Sink, SinkError, Target, Verdict};
@@ -21,35 +20,49 @@ use super::field::{Exact, Found};
 use super::index::{Opened, locked};
 use super::purge::purge;
 
-/// Most terms that are remembered as deleted and not rewritten yet; beyond it all are forgotten,
-/// which makes some "absent" of what was "deleted".
+/// Most keys that are remembered until they are confirmed; beyond it all are forgotten, which makes
+/// an "absent" of some that were "deleted".
 const REMEMBERED_MAX: usize = 100_000;
-
 /// How often the lock is tried while another writer holds it.
 const LOCK_WAIT: Duration = Duration::from_millis(25);
 
 /// An index in a folder, as a place to destroy documents in.
 pub struct TantivySink {
-    config: TantivyConfig,
-    /// One at a time writes: tantivy allows no more, and here each waits in turn.
-    turn: Arc<Mutex<State>>,
+    shared: Arc<Shared>,
+    /// Held by whoever writes: tantivy allows one, and here each waits in turn.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// What one piece of work leaves to the next.
+struct Shared {
+    config: TantivyConfig,
+    /// Never held while the index is read or written.
+    state: Mutex<State>,
+}
+
+/// What one turn leaves to the next.
 #[derive(Debug, Default)]
 struct State {
-    /// Counts the batches that were looked for.
+    /// Counts the batches.
     batch: u64,
-    /// The last batch of which nothing is left on the disk.
+    /// The last batch of which nothing is left on the disk, nor of any before it.
     purged: u64,
     /// When segments may be rewritten again.
     purge_at: Option<Instant>,
-    /// Deleted, and not confirmed yet.
-    remembered: HashSet<Key>,
+    /// What is not confirmed yet.
+    remembered: HashMap<Key, Gone>,
 }
 
 /// A field and a value. Without a name it is the id's field.
 type Key = (Option<Arc<str>>, String);
+
+/// A key that no search finds any more.
+#[derive(Clone, Copy, Debug)]
+struct Gone {
+    /// In which batch that was seen first.
+    batch: u64,
+    /// How many documents this process deleted of it; none if it was absent.
+    deleted: u64,
+}
 
 /// One term, and the targets that ask for it.
 struct Wanted {
@@ -64,27 +77,19 @@ struct Seen {
     found: Found,
 }
 
-/// A batch after its commit.
-struct Done {
-    batch: u64,
-    /// Each target's end, by its place.
-    ends: Vec<(usize, End)>,
-}
-
 /// How a piece of work ended.
 enum Turn<T> {
     Done(T),
     /// Another writer held the lock.
     Locked,
-    /// Others, or the work itself, took too long.
+    /// The work itself, or what was before it, took too long.
     Late,
 }
 
 /// What became of a target in the index, before the disk is looked at.
 #[derive(Clone, Debug)]
 enum End {
-    Deleted(u64),
-    Absent,
+    Gone(Gone),
     Open(Verdict, String),
 }
 
@@ -92,11 +97,12 @@ impl TantivySink {
     /// Makes the sink. The folder is not looked at yet.
     pub fn new(config: TantivyConfig) -> Result<Self, TantivyConfigError> {
         config.validate()?;
-        Ok(Self { config, turn: Arc::default() })
+        let shared = Shared { config, state: Mutex::default() };
+        Ok(Self { shared: Arc::new(shared), turn: Arc::default() })
     }
 
     pub(super) fn config(&self) -> &TantivyConfig {
-        &self.config
+        &self.shared.config
     }
 
     /// The field and the value that find a target's documents, or why it is never asked for (S8).
@@ -110,7 +116,7 @@ impl TantivySink {
                 return Err("not sent: not an address of a search index");
             }
         };
-        if **index != *self.config.path {
+        if **index != *self.config().path {
             return Err("not sent: its index is not this store's");
         }
         if routing.is_some() {
@@ -142,22 +148,25 @@ impl TantivySink {
         (ended, wanted)
     }
 
-    /// Runs `work` in its turn, on a thread that may block, and again while another writer holds the
-    /// lock (none). None if it is not done by `until`; what has begun is carried through all the
-    /// same, and keeps the turn until then.
+    /// Runs `work` in its turn, on a thread that may block, and again while it finds the lock held
+    /// by another writer (none). What is not done by `until` is carried through all the same, and
+    /// keeps the turn until then.
     async fn turn<T: Send + 'static>(
         &self,
         until: Instant,
-        work: impl Fn(&mut State) -> Result<Option<T>, SinkError> + Send + Sync + 'static,
+        work: impl Fn(&Shared) -> Result<Option<T>, SinkError> + Send + Sync + 'static,
     ) -> Result<Turn<T>, SinkError> {
         let work = Arc::new(work);
         loop {
             let turn = Arc::clone(&self.turn).lock_owned();
-            let Ok(mut state) = timeout_at(until.into(), turn).await else {
-                return Ok(Turn::Late);
-            };
-            let work = Arc::clone(&work);
-            match timeout_at(until.into(), blocking(move || work(&mut state))).await {
+            let Ok(turn) = timeout_at(until.into(), turn).await else { return Ok(Turn::Late) };
+            let (work, shared) = (Arc::clone(&work), Arc::clone(&self.shared));
+            let work = blocking(move || {
+                let done = work(&shared);
+                drop(turn);
+                done
+            });
+            match timeout_at(until.into(), work).await {
                 Err(_) => return Ok(Turn::Late),
                 Ok(done) => match done?? {
                     Some(done) => return Ok(Turn::Done(done)),
@@ -168,80 +177,88 @@ impl TantivySink {
         }
     }
 
-    /// What is confirmed is asked for no more.
-    async fn forget(&self, wanted: &[Wanted]) {
-        let mut state = self.turn.lock().await;
-        for wanted in wanted {
-            state.remembered.remove(&wanted.key);
-        }
-    }
-
-    /// Waits until nothing of `batch`, and of those before it, is left on the disk. False if that
-    /// takes longer than `until`.
-    async fn purged(&self, batch: u64, until: Instant) -> Result<bool, SinkError> {
+    /// Waits until nothing of `batch`, and of those before it, is left on the disk, or for `until`.
+    async fn purge(&self, batch: u64, until: Instant) -> Result<(), SinkError> {
         let purge_at = {
-            let Ok(state) = timeout_at(until.into(), self.turn.lock()).await else {
-                return Ok(false);
-            };
-            if state.purged >= batch {
-                return Ok(true);
+            let state = self.shared.state();
+            match state.purged >= batch {
+                true => return Ok(()),
+                false => state.purge_at,
             }
-            state.purge_at
         };
         match purge_at {
-            Some(at) if at >= until => return Ok(false),
+            Some(at) if at >= until => return Ok(()),
             Some(at) => sleep_until(at.into()).await,
             None => {}
         }
-        let config = self.config.clone();
-        let done = self.turn(until, move |state| {
-            // Another batch's rewrite served this one too.
-            if state.purged >= batch {
-                return Ok(Some(()));
-            }
-            let served = state.batch;
-            let done = purge(&config)?;
+        let work = move |shared: &Shared| {
+            let served = {
+                let state = shared.state();
+                match state.purged >= batch {
+                    // Another batch's rewrite served this one too.
+                    true => return Ok(Some(())),
+                    false => state.batch,
+                }
+            };
+            let done = purge(&shared.config)?;
             if done {
+                let mut state = shared.state();
                 state.purged = served;
-                state.purge_at = Instant::now().checked_add(config.purge_wait);
+                state.purge_at = Instant::now().checked_add(shared.config.purge_wait);
             }
             Ok(done.then_some(()))
-        });
-        Ok(matches!(done.await?, Turn::Done(())))
+        };
+        match self.turn(until, work).await? {
+            Turn::Done(()) | Turn::Locked | Turn::Late => Ok(()),
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Sink for TantivySink {
     async fn destroy(&self, batch: &[Target]) -> Result<Vec<Outcome>, SinkError> {
+        let config = self.config();
         let (mut ends, wanted) = self.sort(batch);
         // The stage stops waiting at `timeout`, and an answer beats a time-out.
-        let until = Instant::now() + self.config.timeout * 3 / 4;
-        let mut gone = !self.config.purge;
+        let until = Instant::now() + config.timeout * 3 / 4;
         let wanted = Arc::new(wanted);
         if !wanted.is_empty() {
-            let (config, asked) = (self.config.clone(), Arc::clone(&wanted));
-            match self.turn(until, move |state| delete(&config, state, &asked)).await? {
-                Turn::Done(done) => {
-                    ends.extend(done.ends);
-                    gone = gone || self.purged(done.batch, until).await?;
-                }
-                Turn::Locked => return Err(locked(&self.config.path)),
+            let asked = Arc::clone(&wanted);
+            match self.turn(until, move |shared| delete(shared, &asked)).await? {
+                Turn::Done(done) => ends.extend(done),
+                Turn::Locked => return Err(locked(&config.path)),
                 Turn::Late => {
                     let places = wanted.iter().flat_map(|it| &it.targets).map(|(place, _)| *place);
-                    let busy =
-                        || End::Open(Verdict::Busy, "waits for a rewrite of the index".into());
-                    ends.extend(places.map(|place| (place, busy())));
-                    gone = false;
+                    let said = "waits for a rewrite of the index";
+                    ends.extend(places.map(|at| (at, End::Open(Verdict::Busy, said.into()))));
                 }
             }
         }
-        if gone {
-            self.forget(&wanted).await;
+        let last = ends.iter().filter_map(|(_, end)| match end {
+            End::Gone(gone) => Some(gone.batch),
+            End::Open(..) => None,
+        });
+        if config.purge
+            && let Some(last) = last.max()
+        {
+            self.purge(last, until).await?;
+        }
+        let mut state = self.shared.state();
+        for wanted in wanted.iter() {
+            let confirmed = |gone: &Gone| !config.purge || gone.batch <= state.purged;
+            if state.remembered.get(&wanted.key).is_some_and(confirmed) {
+                state.remembered.remove(&wanted.key);
+            }
         }
         let nothing = || Outcome::new(Verdict::Unknown, "nothing was said of it");
         let mut outcomes: Vec<Outcome> = batch.iter().map(|_| nothing()).collect();
         for (place, end) in ends {
-            outcomes[place] = end.judge(gone, self.config.purge);
+            outcomes[place] = end.judge(config.purge.then_some(state.purged));
         }
         Ok(outcomes)
     }
@@ -252,53 +269,52 @@ impl Sink for TantivySink {
         if keys.iter().all(Option::is_none) {
             return Ok(vec![Presence::Unknown; batch.len()]);
         }
-        let config = self.config.clone();
-        blocking(move || look(&config, &keys)).await?
+        let shared = Arc::clone(&self.shared);
+        blocking(move || look(&shared.config, &keys)).await?
     }
 
     fn batch_max(&self) -> usize {
-        self.config.items_max.get()
+        self.config().items_max.get()
     }
 }
 
 impl fmt::Debug for TantivySink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TantivySink").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("TantivySink").field("config", self.config()).finish_non_exhaustive()
     }
 }
 
 impl End {
-    /// The outcome, where `gone` says that nothing deleted is left on the disk.
+    /// The outcome, where nothing of the batches up to `purged` is left on the disk; without one
+    /// the disk is nobody's concern.
     ///
     /// Invariant (S6): while the disk may still hold the bytes, nothing is confirmed, an absence
     /// neither: an earlier attempt may have died between its commit and its rewrite;
     /// `tests/tantivy.rs`: `what_an_earlier_attempt_left_on_the_disk_is_no_absence`.
-    fn judge(self, gone: bool, purges: bool) -> Outcome {
-        let documents = |count| match count {
-            1 => "1 document".to_owned(),
-            count => format!("{count} documents"),
+    fn judge(self, purged: Option<u64>) -> Outcome {
+        let Gone { batch, deleted } = match self {
+            Self::Open(verdict, said) => return Outcome::new(verdict, said),
+            Self::Gone(gone) => gone,
         };
-        match self {
-            Self::Open(verdict, said) => Outcome::new(verdict, said),
-            Self::Deleted(count) if !gone => {
-                let said =
-                    format!("{} deleted, and on the disk until the rewrite", documents(count));
-                Outcome::new(Verdict::Busy, said)
-            }
-            Self::Absent if !gone => {
+        let counted = match deleted {
+            1 => "1 document deleted".to_owned(),
+            deleted => format!("{deleted} documents deleted"),
+        };
+        match (deleted, purged) {
+            (0, Some(purged)) if batch > purged => {
                 let said = "not found, but deleted documents wait for the rewrite";
                 Outcome::new(Verdict::Busy, said)
             }
-            Self::Deleted(0) => Outcome::new(Verdict::Deleted, "deleted by an earlier attempt"),
-            Self::Deleted(count) if purges => {
-                let said = format!("{} deleted, segments rewritten", documents(count));
-                Outcome::new(Verdict::Deleted, said)
+            (0, _) => Outcome::new(Verdict::Absent, "not found"),
+            (_, Some(purged)) if batch > purged => {
+                Outcome::new(Verdict::Busy, format!("{counted}, and on the disk until the rewrite"))
             }
-            Self::Deleted(count) => {
-                let said = format!("{} deleted; the bytes wait for a merge", documents(count));
-                Outcome::new(Verdict::Deleted, said)
+            (_, Some(_)) => {
+                Outcome::new(Verdict::Deleted, format!("{counted}, segments rewritten"))
             }
-            Self::Absent => Outcome::new(Verdict::Absent, "not found"),
+            (_, None) => {
+                Outcome::new(Verdict::Deleted, format!("{counted}; the bytes wait for a merge"))
+            }
         }
     }
 }
@@ -315,11 +331,8 @@ pub(super) async fn blocking<T: Send + 'static>(
 ///
 /// The lock comes first: what is seen under it nobody changes before the commit, and an absence is
 /// not that of a document which another writer has yet to commit.
-fn delete(
-    config: &TantivyConfig,
-    state: &mut State,
-    wanted: &[Wanted],
-) -> Result<Option<Done>, SinkError> {
+fn delete(shared: &Shared, wanted: &[Wanted]) -> Result<Option<Vec<(usize, End)>>, SinkError> {
+    let config = &shared.config;
     let opened = Opened::open(config)?;
     let id_field = opened.id_field(config)?;
     let Some(mut writer) = opened.writer()? else { return Ok(None) };
@@ -328,60 +341,70 @@ fn delete(
     let see = |wanted: &Wanted| see(&opened, id_field, &searcher, &wanted.key);
     let seen: Vec<Result<Seen, String>> = wanted.iter().map(see).collect::<Result<_, _>>()?;
     let mut ends = Vec::new();
-    let mut deleted: Vec<(&Wanted, Vec<usize>, Seen)> = Vec::new();
-    // Invariant (S1): the fences are asked after all else, and nothing slow comes before the commit;
-    // conformance: `a_target_whose_fence_is_over_is_not_touched`.
-    for (wanted, seen) in wanted.iter().zip(seen) {
-        let mut live = Vec::new();
-        for (place, fence) in &wanted.targets {
-            match fence.holds() {
-                true => live.push(*place),
-                false => ends.push((*place, lease_over())),
-            }
-        }
-        if live.is_empty() {
-            continue;
-        }
-        let end = match seen {
-            Err(why) => End::Open(Verdict::Refused, why),
-            // Invariant (S8): a document that has another value too stays, and with it all of the
-            // term, since tantivy deletes by term; `a_document_that_holds_another_key_too_stays`.
-            Ok(Seen { found: Found { shared, .. }, .. }) if shared > 0 => {
-                let said = format!("{shared} documents have another value too, so nothing goes");
-                End::Open(Verdict::Refused, said)
-            }
-            Ok(seen) if seen.found.own > 0 => {
-                deleted.push((wanted, live, seen));
-                continue;
-            }
-            Ok(_) if state.remembered.contains(&wanted.key) => End::Deleted(0),
-            Ok(_) => End::Absent,
-        };
-        ends.extend(live.into_iter().map(|place| (place, end.clone())));
-    }
-    if !deleted.is_empty() {
-        if state.remembered.len() + deleted.len() > REMEMBERED_MAX {
+    let mut deleted: Vec<(Gone, Vec<usize>, Seen)> = Vec::new();
+    let batch = {
+        let mut state = shared.state();
+        state.batch += 1;
+        let batch = state.batch;
+        if state.remembered.len() + wanted.len() > REMEMBERED_MAX {
             state.remembered.clear();
         }
-        // As with a request: once it is sent, its answer may be lost.
-        state.remembered.extend(deleted.iter().map(|(wanted, ..)| wanted.key.clone()));
+        // Invariant (S1): the fences are asked after all else, and nothing slow comes before the
+        // commit; conformance: `a_target_whose_fence_is_over_is_not_touched`.
+        for (wanted, seen) in wanted.iter().zip(seen) {
+            let mut live = Vec::new();
+            for (place, fence) in &wanted.targets {
+                match fence.holds() {
+                    true => live.push(*place),
+                    false => ends.push((*place, End::Open(Verdict::Busy, "lease over".into()))),
+                }
+            }
+            if live.is_empty() {
+                continue;
+            }
+            let end = match seen {
+                Err(why) => End::Open(Verdict::Refused, why),
+                // Invariant (S8): a document that has another value too stays, and with it all of
+                // the term, since tantivy deletes by term;
+                // `a_document_that_holds_another_key_too_stays`.
+                Ok(Seen { found: Found { shared, .. }, .. }) if shared > 0 => {
+                    let said =
+                        format!("{shared} documents have another value too, so nothing goes");
+                    End::Open(Verdict::Refused, said)
+                }
+                Ok(seen) if seen.found.own > 0 => {
+                    // As with a request: once it is sent, its answer may be lost.
+                    let gone = Gone { batch, deleted: seen.found.own };
+                    state.remembered.insert(wanted.key.clone(), gone);
+                    deleted.push((gone, live, seen));
+                    continue;
+                }
+                Ok(_) => {
+                    let absent = Gone { batch, deleted: 0 };
+                    End::Gone(*state.remembered.entry(wanted.key.clone()).or_insert(absent))
+                }
+            };
+            ends.extend(live.into_iter().map(|place| (place, end.clone())));
+        }
+        batch
+    };
+    if !deleted.is_empty() {
         commit(&opened, &mut writer, deleted.iter().map(|(.., seen)| &seen.term))?;
         reader.reload().map_err(|error| opened.failure(error))?;
         let searcher = reader.searcher();
-        for (_, live, Seen { field, term, found }) in deleted {
+        for (gone, live, Seen { field, term, .. }) in deleted {
             let left = field.find(&searcher, &term).map_err(|error| opened.failure(error))?;
             let end = match left {
-                Found { own: 0, shared: 0 } => End::Deleted(found.own),
+                Found { own: 0, shared: 0 } => End::Gone(gone),
                 Found { .. } => End::Open(Verdict::Unknown, "committed, but it is there".into()),
             };
             ends.extend(live.into_iter().map(|place| (place, end.clone())));
         }
     }
-    state.batch += 1;
     if config.purge && opened.leftovers()?.is_empty() {
-        state.purged = state.batch;
+        shared.state().purged = batch;
     }
-    Ok(Some(Done { batch: state.batch, ends }))
+    Ok(Some(ends))
 }
 
 fn commit<'a>(
@@ -440,8 +463,4 @@ fn look(config: &TantivyConfig, keys: &[Option<Key>]) -> Result<Vec<Presence>, S
         })
     };
     keys.iter().map(presence).collect()
-}
-
-fn lease_over() -> End {
-    End::Open(Verdict::Busy, "lease over".to_owned())
 }

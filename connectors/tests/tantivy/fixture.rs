@@ -154,8 +154,13 @@ impl SinkFixture for Fixture {
     async fn put(&self, name: &str) -> Target {
         match self.as_chunks {
             true => {
-                let chunks = ["first", "second"].map(|chunk| format!("{name}/{chunk}"));
-                chunks.iter().for_each(|id| self.add(id, name, "a chunk"));
+                let mut writer = writer(&self.index());
+                for chunk in ["first", "second"] {
+                    let id = format!("{name}/{chunk}");
+                    writer.add_document(document(&id, name, "a chunk")).unwrap();
+                }
+                writer.commit().unwrap();
+                writer.wait_merging_threads().unwrap();
             }
             false => self.add(name, "", "a document"),
         }
