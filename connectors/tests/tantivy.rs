@@ -354,6 +354,24 @@ async fn until_the_rewrite_nothing_is_confirmed_and_then_it_is_deleted_not_absen
     assert_eq!(fixture.files_with("the copy of 4"), NONE);
 }
 
+/// Else a busy index that takes long to rewrite would confirm nothing: something is always deleted
+/// after the last rewrite began.
+#[tokio::test]
+async fn the_first_rewrite_after_a_delete_is_enough_whatever_is_deleted_since() {
+    let fixture = Fixture::with(false, |config| {
+        config.purge_wait = Duration::from_millis(1_500);
+        config.timeout = Duration::from_millis(400);
+    });
+    fixture.add_all(&["1", "2", "3", "4", "5"]);
+    assert_eq!(fixture.verdicts(&[fixture.id("1")]).await, [Verdict::Deleted]);
+    let waits = [fixture.id("2"), fixture.id("6")];
+    assert_eq!(fixture.verdicts(&waits).await, [Verdict::Busy; 2]);
+    while fixture.verdicts(&[fixture.id("3")]).await != [Verdict::Deleted] {}
+    assert_eq!(fixture.verdicts(&[fixture.id("4")]).await, [Verdict::Busy]);
+    assert_ne!(fixture.files_with("the copy of 4"), NONE);
+    assert_eq!(fixture.verdicts(&waits).await, [Verdict::Deleted, Verdict::Absent]);
+}
+
 #[tokio::test]
 async fn without_purge_the_outcome_says_that_the_bytes_stay() {
     let fixture = Fixture::with(false, |config| config.purge = false);

@@ -15,10 +15,14 @@ use tombstream_connectors::postgres::{
     self, LedgerConfig, LedgerStore, PgLedger, Sweep, SweepConfig,
 };
 use tombstream_connectors::s3::{self, S3Config, S3Sink};
+#[cfg(feature = "embedded")]
+use tombstream_connectors::tantivy::{TantivyConfig, TantivySink};
 use tombstream_dataflow::{ErasedSink, ErasedSource, Pipeline, StageConfig, Store};
 use tombstream_model::StoreId;
 use tracing::error;
 
+#[cfg(feature = "embedded")]
+use crate::config::TantivySection;
 use crate::config::{
     Config, DatabaseConfig, ElasticsearchCredentials, ElasticsearchSection, KafkaSection,
     ObjectStoreSection, S3Section, Secret, SecretRef, Setting, StoreConfig, StoreKind, Verify,
@@ -31,6 +35,8 @@ pub(crate) enum Connected {
     S3(Arc<S3Sink>),
     ObjectStore(Arc<ObjectStoreSink>),
     Elasticsearch(Arc<ElasticsearchSink>),
+    #[cfg(feature = "embedded")]
+    Tantivy(Arc<TantivySink>),
 }
 
 /// The text of a secret. That it is there was checked when the file was read.
@@ -69,6 +75,8 @@ pub(crate) async fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pi
             Connected::S3(sink) => sink,
             Connected::ObjectStore(sink) => sink,
             Connected::Elasticsearch(sink) => sink,
+            #[cfg(feature = "embedded")]
+            Connected::Tantivy(sink) => sink,
         };
         let name = store.name.as_str().into();
         stores.push(Store { id: StoreId(id), name, sink, config: store_limits(config, store) });
@@ -190,6 +198,14 @@ pub(crate) fn connect_store(store: &StoreConfig) -> anyhow::Result<Connected> {
         StoreKind::Elasticsearch(section) => {
             elasticsearch_sink(store, section).map(|sink| Connected::Elasticsearch(Arc::new(sink)))
         }
+        #[cfg(feature = "embedded")]
+        StoreKind::Tantivy(section) => {
+            tantivy_sink(store, section).map(|sink| Connected::Tantivy(Arc::new(sink)))
+        }
+        #[cfg(not(feature = "embedded"))]
+        StoreKind::Tantivy(_) => {
+            Err(anyhow::anyhow!("its kind is not in this build of tombstream"))
+        }
     };
     connected.with_context(|| format!("store.{}", store.name))
 }
@@ -264,6 +280,17 @@ fn elasticsearch_sink(
     config.timeout = store.timeout;
     config.items_max = store.batch_max;
     Ok(ElasticsearchSink::new(config)?)
+}
+
+#[cfg(feature = "embedded")]
+fn tantivy_sink(store: &StoreConfig, section: &TantivySection) -> anyhow::Result<TantivySink> {
+    let mut config = TantivyConfig::new(section.path.as_str());
+    config.id_field = section.id_field.clone();
+    config.purge = section.purge;
+    config.purge_wait = section.purge_wait;
+    config.timeout = store.timeout;
+    config.items_max = store.batch_max;
+    Ok(TantivySink::new(config)?)
 }
 
 /// The consumer as its connector takes it. Its secrets are read there.

@@ -29,7 +29,7 @@ pub(crate) use secret::{Secret, SecretRef};
 pub(crate) use source::{KafkaSection, Setting, SourceConfig};
 pub(crate) use store::{
     ElasticsearchCredentials, ElasticsearchSection, ObjectStoreSection, S3Section, StoreConfig,
-    StoreKind, Verify, Version,
+    StoreKind, TantivySection, Verify, Version,
 };
 
 use document::{Document, Section};
