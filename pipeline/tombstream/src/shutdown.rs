@@ -1,6 +1,7 @@
 //! Signals: the first asks to stop, the second leaves at once.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+#[cfg(feature = "demo")]
 use tokio::sync::mpsc;
 
 /// What asks to stop, from the moment this was made.
@@ -9,10 +10,12 @@ pub(crate) enum Signals {
     /// The process's own: SIGTERM and SIGINT.
     Process { terminate: Signal, interrupt: Signal },
     /// Another part of this process, which started this one.
+    #[cfg(feature = "demo")]
     Told(mpsc::UnboundedReceiver<&'static str>),
 }
 
 /// Tells a part of this process to stop. Dropped, it tells so for ever.
+#[cfg(feature = "demo")]
 #[derive(Debug)]
 pub(crate) struct Teller(mpsc::UnboundedSender<&'static str>);
 
@@ -24,6 +27,7 @@ impl Signals {
         })
     }
 
+    #[cfg(feature = "demo")]
     pub(crate) fn told() -> (Teller, Self) {
         let (teller, told) = mpsc::unbounded_channel();
         (Teller(teller), Self::Told(told))
@@ -36,11 +40,13 @@ impl Signals {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
             },
+            #[cfg(feature = "demo")]
             Self::Told(told) => told.recv().await.unwrap_or("nobody is left to tell"),
         }
     }
 }
 
+#[cfg(feature = "demo")]
 impl Teller {
     /// The same as a signal of this name.
     pub(crate) fn tell(&self, name: &'static str) {

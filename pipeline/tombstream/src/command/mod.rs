@@ -6,6 +6,7 @@ mod api;
 mod capture;
 mod check;
 mod dead_letters;
+#[cfg(feature = "demo")]
 mod demo;
 mod migrate;
 mod receipts;
@@ -43,6 +44,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show the main job on parts of its own, which need nothing installed: the place to begin.
+    #[cfg(feature = "demo")]
     Demo(demo::Args),
     /// Destroy the copies of flagged rows, then the rows: the pipeline.
     Run,
@@ -105,18 +107,27 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
 }
 
 /// Opens the log. The demo's is in its folder, which is taken for it: its stderr is a person's.
-fn log(cli: &Cli) -> anyhow::Result<Option<demo::Folder>> {
-    let (folder, file) = match &cli.command {
-        Command::Demo(args) => args.folder().map(|(folder, file)| (Some(folder), Some(file)))?,
-        _ => (None, None),
-    };
-    telemetry::log(cli.log_format, file)?;
-    Ok(folder)
+fn log(cli: &Cli) -> anyhow::Result<Folder> {
+    #[cfg(feature = "demo")]
+    if let Command::Demo(args) = &cli.command {
+        let (folder, file) = args.folder()?;
+        telemetry::log(cli.log_format, Some(file))?;
+        return Ok(Some(folder));
+    }
+    telemetry::log(cli.log_format, None)?;
+    Ok(Folder::default())
 }
 
-async fn dispatch(cli: Cli, folder: Option<demo::Folder>) -> Result<(), Failure> {
+/// The demo's folder, once it is taken.
+#[cfg(feature = "demo")]
+type Folder = Option<demo::Folder>;
+#[cfg(not(feature = "demo"))]
+type Folder = ();
+
+async fn dispatch(cli: Cli, folder: Folder) -> Result<(), Failure> {
     let load = |needs| Config::load(&cli.config, needs);
     match cli.command {
+        #[cfg(feature = "demo")]
         Command::Demo(args) => {
             let folder = folder.expect("the demo's log is in its folder");
             demo::demo(args, folder).await?;

@@ -34,7 +34,7 @@ use anyhow::Context as _;
 use rand::seq::SliceRandom as _;
 use sqlx::PgPool;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tombstream_connectors::postgres;
+use tombstream_connectors::postgres::{self, Makes};
 
 use super::{Failure, api, receipts, run};
 use crate::config::{Config, Needs};
@@ -279,7 +279,7 @@ impl Scene {
     async fn start_parts(&mut self, config: Config, pool: &PgPool) -> anyhow::Result<()> {
         if let Some(section) = &config.source.postgres {
             let replication = wiring::replication_config(&config.database, section)?;
-            postgres::fix_capture(pool, &replication, &config.relations)
+            postgres::fix_capture(pool, &replication, &config.relations, Makes::Both)
                 .await
                 .context("the publication and the slot can't be made")?;
         }

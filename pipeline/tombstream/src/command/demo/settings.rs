@@ -18,7 +18,7 @@ pub(super) fn text(folder: &Folder, ports: Ports) -> String {
     let path = |path: std::path::PathBuf| quoted(&path.to_string_lossy());
     let url = path(folder.url());
     let objects = quoted(&format!("file://{}", folder.objects().display()));
-    let index = quoted(&format!("file://{}", folder.index().display()));
+    let index = path(folder.index());
     format!(
         r#"# Written by `tombstream demo`, and read by it as `tombstream api` and `tombstream run` read theirs. The
 # servers that it names are gone when the demo has ended; `tombstream demo --keep` leaves them running.
@@ -44,9 +44,12 @@ after = "0s"
 kind = "object_store"
 url = {objects}
 
+# The rest between two rewrites of the index is short, so that the last of them is not waited for.
 [store.index]
-kind = "object_store"
-url = {index}
+kind = "tantivy"
+path = {index}
+id_field = "id"
+purge_wait = "200ms"
 
 [relation.documents]
 table = "public.documents"
@@ -56,7 +59,7 @@ grace = "{GRACE_MS}ms"
 key_reuse = "forbidden"
 targets = [
     {{ store = "objects", key = "{{id}}/original" }},
-    {{ store = "index", key = "{{id}}" }},
+    {{ store = "index", id = "{{id}}" }},
 ]
 
 [relation.documents.api]
