@@ -22,9 +22,9 @@ use tombstream_model::StoreId;
 use tracing::{error, warn};
 
 use crate::config::{
-    CaptureSection, Config, DatabaseConfig, ElasticsearchCredentials, ElasticsearchSection, KafkaSection,
-    ObjectStoreSection, PostgresSection, S3Section, Secret, SecretRef, Setting, StoreConfig,
-    StoreKind, Verify, Version,
+    CaptureSection, Config, DatabaseConfig, ElasticsearchCredentials, ElasticsearchSection,
+    KafkaSection, ObjectStoreSection, PostgresSection, S3Section, Secret, SecretRef, Setting,
+    StoreConfig, StoreKind, Verify, Version,
 };
 use crate::telemetry::Metrics;
 
