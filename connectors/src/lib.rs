@@ -12,6 +12,8 @@ pub mod postgres;
 pub mod s3;
 #[cfg(any(feature = "elasticsearch", feature = "postgres", feature = "s3"))]
 mod secret;
+#[cfg(feature = "tantivy")]
+pub mod tantivy;
 
 #[cfg(any(feature = "elasticsearch", feature = "postgres", feature = "s3"))]
 pub use secret::Secret;

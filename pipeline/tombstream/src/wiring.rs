@@ -17,10 +17,14 @@ use tombstream_connectors::postgres::{
     SweepConfig,
 };
 use tombstream_connectors::s3::{self, S3Config, S3Sink};
+#[cfg(feature = "embedded")]
+use tombstream_connectors::tantivy::{TantivyConfig, TantivySink};
 use tombstream_dataflow::{ErasedSink, ErasedSource, Pipeline, StageConfig, Store};
 use tombstream_model::StoreId;
 use tracing::{error, warn};
 
+#[cfg(feature = "embedded")]
+use crate::config::TantivySection;
 use crate::config::{
     CaptureSection, Config, DatabaseConfig, ElasticsearchCredentials, ElasticsearchSection,
     KafkaSection, ObjectStoreSection, PostgresSection, S3Section, Secret, SecretRef, Setting,
@@ -33,6 +37,8 @@ pub(crate) enum Connected {
     S3(Arc<S3Sink>),
     ObjectStore(Arc<ObjectStoreSink>),
     Elasticsearch(Arc<ElasticsearchSink>),
+    #[cfg(feature = "embedded")]
+    Tantivy(Arc<TantivySink>),
 }
 
 /// The text of a secret. That it is there was checked when the file was read.
@@ -71,6 +77,8 @@ pub(crate) async fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pi
             Connected::S3(sink) => sink,
             Connected::ObjectStore(sink) => sink,
             Connected::Elasticsearch(sink) => sink,
+            #[cfg(feature = "embedded")]
+            Connected::Tantivy(sink) => sink,
         };
         let name = store.name.as_str().into();
         stores.push(Store { id: StoreId(id), name, sink, config: store_limits(config, store) });
@@ -236,6 +244,14 @@ pub(crate) fn connect_store(store: &StoreConfig) -> anyhow::Result<Connected> {
         StoreKind::Elasticsearch(section) => {
             elasticsearch_sink(store, section).map(|sink| Connected::Elasticsearch(Arc::new(sink)))
         }
+        #[cfg(feature = "embedded")]
+        StoreKind::Tantivy(section) => {
+            tantivy_sink(store, section).map(|sink| Connected::Tantivy(Arc::new(sink)))
+        }
+        #[cfg(not(feature = "embedded"))]
+        StoreKind::Tantivy(_) => {
+            Err(anyhow::anyhow!("its kind is not in this build of tombstream"))
+        }
     };
     connected.with_context(|| format!("store.{}", store.name))
 }
@@ -310,6 +326,17 @@ fn elasticsearch_sink(
     config.timeout = store.timeout;
     config.items_max = store.batch_max;
     Ok(ElasticsearchSink::new(config)?)
+}
+
+#[cfg(feature = "embedded")]
+fn tantivy_sink(store: &StoreConfig, section: &TantivySection) -> anyhow::Result<TantivySink> {
+    let mut config = TantivyConfig::new(section.path.as_str());
+    config.id_field = section.id_field.clone();
+    config.purge = section.purge;
+    config.purge_wait = section.purge_wait;
+    config.timeout = store.timeout;
+    config.items_max = store.batch_max;
+    Ok(TantivySink::new(config)?)
 }
 
 /// The consumer as its connector takes it. Its secrets are read there.

@@ -298,3 +298,75 @@ fn what_a_store_can_not_guard_must_be_declared() {
         assert!(said.contains(part), "{said}");
     }
 }
+
+/// The search store of [`WHOLE`] as an index in a folder.
+const FOLDER: [(&str, &str); 2] = [
+    ("kind = \"elasticsearch\"", "kind = \"tantivy\""),
+    ("url = \"http://127.0.0.1:9200\"\nindex = \"documents\"", "path = \"/srv/index\""),
+];
+
+#[cfg(feature = "embedded")]
+#[test]
+fn an_index_in_a_folder_needs_no_more_than_its_path() {
+    let text = FOLDER.iter().fold(WHOLE.to_owned(), |text, (from, to)| text.replace(from, to));
+    let (output, _folder) = check(&text);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[cfg(feature = "embedded")]
+#[test]
+fn an_index_in_a_folder_says_what_it_can_not_be() {
+    let wrong = "path = \"srv/index\"\nid_field = 7\npurge = \"no\"\npurge_wait = 5";
+    assert_eq!(
+        said(&[FOLDER[0], (FOLDER[1].0, wrong)]),
+        "t.toml:17: `store.search.path`: \"srv/index\" is no absolute path\n    \
+         fix: name the index's folder: path = \"/srv/index\", from the root on\n\
+         t.toml:18: `store.search.id_field`: must be a text, found 7\n    \
+         fix: write it in double quotes\n\
+         t.toml:19: `store.search.purge`: must be true or false, found \"no\"\n    \
+         fix: write true or false without quotes\n\
+         t.toml:20: `store.search.purge_wait`: must be a duration, found 5\n    \
+         fix: write a number and its unit, such as \"500ms\", \"30s\" or \"7d\"\n"
+    );
+    assert_eq!(
+        said(&[FOLDER[0], (FOLDER[1].0, "")]),
+        "t.toml:15: `store.search.path`: missing\n    \
+         fix: name the index's folder: path = \"/srv/index\"\n"
+    );
+}
+
+#[cfg(feature = "embedded")]
+#[test]
+fn documents_of_an_index_in_a_folder_are_not_routed_and_their_keys_not_used_again() {
+    let routed = "id = \"{tenant}-{id}\", routing = \"{tenant}\"";
+    let original = "    { store = \"originals\", key = \"{tenant}/{id}/original\" },\n";
+    assert_eq!(
+        said(&[
+            FOLDER[0],
+            FOLDER[1],
+            ("id = \"{tenant}-{id}\"", routed),
+            (original, ""),
+            ("key_reuse = \"forbidden\"\n", ""),
+        ]),
+        "t.toml:19: `relation.documents.key_reuse`: missing: store \"search\" can't tell the copy of \
+         a row that used the key again from the deleted one's\n    \
+         fix: write key_reuse = \"forbidden\" if no key is ever used again, as with uuids and \
+         sequences; else this store can't be used\n\
+         t.toml:25: `relation.documents.targets[0].routing`: store \"search\", whose kind is \
+         \"tantivy\", has no routing\n    \
+         fix: leave routing out\n"
+    );
+    let key = "store = \"search\", key = \"{tenant}-{id}\"";
+    let said = said(&[FOLDER[0], FOLDER[1], ("store = \"search\", id = \"{tenant}-{id}\"", key)]);
+    assert!(said.contains("`key` is no address in store \"search\""), "{said}");
+}
+
+#[cfg(not(feature = "embedded"))]
+#[test]
+fn a_build_without_embedded_says_what_to_build() {
+    assert_eq!(
+        said(&FOLDER),
+        "t.toml:16: `store.search.kind`: \"tantivy\" is not in this build of tombstream\n    \
+         fix: build it with --features embedded (which is a default), or use another kind\n"
+    );
+}

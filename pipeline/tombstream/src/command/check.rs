@@ -9,6 +9,8 @@ use sqlx::PgPool;
 use tombstream_api::Tokens;
 use tombstream_connectors::elasticsearch::ElasticsearchSink;
 use tombstream_connectors::postgres::{self, Finding, Makes, ReplicationConfig, Severity};
+#[cfg(feature = "embedded")]
+use tombstream_connectors::tantivy::TantivySink;
 use tombstream_connectors::{kafka, s3};
 use tombstream_model::{AddressTemplate, FlagKind, Relation, SinkError, StoreId};
 
@@ -204,6 +206,12 @@ async fn store(config: &Config, id: StoreId, store: &StoreConfig, report: &mut R
             let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
             documents(&sink, &fields, &about, report).await;
         }
+        #[cfg(feature = "embedded")]
+        Ok(Connected::Tantivy(sink)) => {
+            let fields = fields(&config.relations, id);
+            let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
+            embedded(&sink, &fields, &about, report).await;
+        }
         Ok(Connected::ObjectStore(sink)) => match sink.check().await {
             Ok(()) => report.good(&about, "it answers"),
             Err(error) => report.error(&about, &explain(&error)),
@@ -272,6 +280,28 @@ async fn documents(sink: &ElasticsearchSink, fields: &[&str], about: &str, repor
     // What is left works, but less is promised.
     for concern in facts.concerns() {
         report.warning(about, &concern);
+    }
+}
+
+#[cfg(feature = "embedded")]
+async fn embedded(sink: &TantivySink, fields: &[&str], about: &str, report: &mut Report) {
+    let facts = match sink.check(fields).await {
+        Ok(facts) => facts,
+        Err(error) => return report.error(about, &explain(&error)),
+    };
+    let (documents, segments) = (facts.documents, facts.segments);
+    report.good(about, &format!("the index answers: {documents} documents in {segments} segments"));
+    for field in facts.fields {
+        let name = &field.field;
+        match field.problem {
+            Some(problem) => report.error(about, &format!("field {name}: {problem}")),
+            None => report.good(about, &format!("field {name} finds exact values")),
+        }
+    }
+    if facts.locked {
+        let text = "another writer holds the index's lock: deletions wait until it is dropped; \
+                    whoever feeds the index must drop its writer between its turns";
+        report.warning(about, text);
     }
 }
 

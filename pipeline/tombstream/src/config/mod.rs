@@ -31,7 +31,7 @@ pub(crate) use secret::{Secret, SecretRef};
 pub(crate) use source::{KafkaSection, PostgresSection, Setting, SourceConfig};
 pub(crate) use store::{
     ElasticsearchCredentials, ElasticsearchSection, ObjectStoreSection, S3Section, StoreConfig,
-    StoreKind, Verify, Version,
+    StoreKind, TantivySection, Verify, Version,
 };
 
 use document::{Document, Section};

@@ -139,7 +139,7 @@ fn declared(section: &Section<'_, '_>, relation: &RelationConfig, stores: &[Stor
         .targets
         .iter()
         .filter_map(|target| stores.iter().find(|store| store.name == target.store))
-        .find(|store| store.kind.holds_objects());
+        .find(|store| !store.kind.tells_lives_apart());
     if let (Some(store), false) = (unfenced, relation.key_reuse_forbidden) {
         missing(
             "key_reuse",
@@ -212,6 +212,22 @@ fn address(
     target: &TargetConfig,
     store: &StoreConfig,
 ) -> Option<AddressTemplate> {
+    let routed = match &target.shape {
+        Shape::Document { routing, .. } | Shape::Field { routing, .. } => routing.is_some(),
+        Shape::Object { .. } | Shape::Prefix { .. } => false,
+    };
+    if routed && !store.kind.holds_objects() && !store.kind.has_routing() {
+        section.problem(
+            Place { line: target.place.line, key: format!("{}.routing", target.place.key) },
+            format!(
+                "store {:?}, whose kind is {:?}, has no routing",
+                store.name,
+                store.kind.name()
+            ),
+            "leave routing out",
+        );
+        return None;
+    }
     let address = match (target.shape.clone(), &store.kind) {
         (Shape::Object { key }, kind) if kind.holds_objects() => {
             AddressTemplate::Object { bucket: container(kind), key }
@@ -253,5 +269,6 @@ fn container(kind: &StoreKind) -> Arc<str> {
         StoreKind::S3(s3) => s3.bucket.as_str().into(),
         StoreKind::ObjectStore(store) => store.url.as_str().into(),
         StoreKind::Elasticsearch(elasticsearch) => elasticsearch.index.as_str().into(),
+        StoreKind::Tantivy(tantivy) => tantivy.path.as_str().into(),
     }
 }

@@ -17,7 +17,7 @@ use super::value::{Leaf, Share, Wrong, word};
 pub(crate) struct StoreConfig {
     pub(crate) name: String,
     pub(crate) kind: StoreKind,
-    /// How a verdict is checked after the store answered (S6). `read_back` for Elasticsearch and
+    /// How a verdict is checked after the store answered (S6). `read_back` for search indexes and
     /// object stores; `sample` for S3, whose answers are read key by key and probed before.
     pub(crate) verify: Verify,
     /// With `sample`: one target in how many is looked up. 100: ten of a full batch.
@@ -48,6 +48,7 @@ pub(crate) enum StoreKind {
     S3(S3Section),
     ObjectStore(ObjectStoreSection),
     Elasticsearch(ElasticsearchSection),
+    Tantivy(TantivySection),
 }
 
 /// Objects in S3 or a server that speaks its protocol.
@@ -111,6 +112,21 @@ pub(crate) struct ElasticsearchSection {
     pub(crate) ca_file: Option<PathBuf>,
 }
 
+/// Documents in an index of the crate `tantivy`: a folder, and no server.
+#[derive(Clone, Debug)]
+pub(crate) struct TantivySection {
+    /// The index's folder, absolute. Addresses and receipts name it as it is.
+    pub(crate) path: String,
+    /// The field that holds a document's id. `id`: what most call it.
+    pub(crate) id_field: String,
+    /// Whether segments with deleted documents are rewritten before a verdict. True: else what is
+    /// deleted is found no more, and stays on the disk.
+    pub(crate) purge: bool,
+    /// Rest between two rewrites. 1 s: whoever feeds the index gets a turn, and the next rewrite
+    /// serves all that was deleted meanwhile.
+    pub(crate) purge_wait: Duration,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) enum ElasticsearchCredentials {
     Basic { username: String, password: SecretRef },
@@ -139,6 +155,7 @@ enum Kind {
     S3,
     ObjectStore,
     Elasticsearch,
+    Tantivy,
 }
 
 impl StoreKind {
@@ -148,6 +165,7 @@ impl StoreKind {
             Self::S3(_) => "s3",
             Self::ObjectStore(_) => "object_store",
             Self::Elasticsearch(_) => "elasticsearch",
+            Self::Tantivy(_) => "tantivy",
         }
     }
 
@@ -155,7 +173,23 @@ impl StoreKind {
     pub(crate) fn holds_objects(&self) -> bool {
         match self {
             Self::S3(_) | Self::ObjectStore(_) => true,
-            Self::Elasticsearch(_) => false,
+            Self::Elasticsearch(_) | Self::Tantivy(_) => false,
+        }
+    }
+
+    /// Whether it tells the copy of a newer life of a key from the one that was claimed (S5).
+    pub(crate) fn tells_lives_apart(&self) -> bool {
+        match self {
+            Self::S3(_) | Self::ObjectStore(_) | Self::Tantivy(_) => false,
+            Self::Elasticsearch(_) => true,
+        }
+    }
+
+    /// Whether documents may be routed.
+    pub(crate) fn has_routing(&self) -> bool {
+        match self {
+            Self::S3(_) | Self::ObjectStore(_) | Self::Tantivy(_) => false,
+            Self::Elasticsearch(_) => true,
         }
     }
 }
@@ -169,7 +203,8 @@ impl StoreConfig {
                 "use lower-case letters, digits, - and _, beginning with a letter",
             );
         }
-        let fix = "write kind = \"s3\", \"object_store\" or \"elasticsearch\"";
+        let fix = "write kind = \"s3\", \"object_store\", \"elasticsearch\" or \"tantivy\"";
+        let kind_place = section.place("kind");
         let kind: Option<Kind> = section.need("kind", fix);
         let count = |number| NonZeroUsize::new(number).expect("not zero");
         let verify: Option<Verify> = section.get("verify");
@@ -203,6 +238,16 @@ impl StoreConfig {
             Some(Kind::Elasticsearch) => {
                 let read = ElasticsearchSection::read(section);
                 (read.map(StoreKind::Elasticsearch), Verify::ReadBack)
+            }
+            Some(Kind::Tantivy) => {
+                if cfg!(not(feature = "embedded")) {
+                    section.problem(
+                        kind_place,
+                        "\"tantivy\" is not in this build of tombstream",
+                        "build it with --features embedded (which is a default), or use another kind",
+                    );
+                }
+                (TantivySection::read(section).map(StoreKind::Tantivy), Verify::ReadBack)
             }
             None => {
                 // Which keys are known depends on the kind: none of them is called unknown.
@@ -354,6 +399,24 @@ impl ElasticsearchSection {
     }
 }
 
+impl TantivySection {
+    fn read(section: &mut Section<'_, '_>) -> Option<Self> {
+        let fix = "name the index's folder: path = \"/srv/index\"";
+        let path = section.need_at::<String>("path", fix);
+        let id_field = section.or("id_field", "id".to_owned());
+        let purge = section.or("purge", true);
+        let purge_wait = section.or("purge_wait", Duration::from_secs(1));
+        let (place, path) = path?;
+        // A relative one is another folder for each process.
+        if !path.starts_with('/') {
+            let fix = format!("{fix}, from the root on");
+            section.problem(place, format!("{path:?} is no absolute path"), fix);
+            return None;
+        }
+        Some(Self { path, id_field, purge, purge_wait })
+    }
+}
+
 /// A prefix that ends in the delimiter.
 fn read_prefix(section: &mut Section<'_, '_>) -> Option<String> {
     let (place, prefix) = section.get_at::<String>("prefix")?;
@@ -427,6 +490,7 @@ impl Leaf for Kind {
             ("s3", Self::S3),
             ("object_store", Self::ObjectStore),
             ("elasticsearch", Self::Elasticsearch),
+            ("tantivy", Self::Tantivy),
         ];
         word(value, &words)
     }
