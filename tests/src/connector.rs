@@ -40,6 +40,11 @@ impl Connector {
         Ok(Self { client, url: servers.connect.clone(), name: name.to_owned(), config })
     }
 
+    /// Sets one of its settings before it is registered.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.config.insert(name.to_owned(), json!(value));
+    }
+
     /// Registers it; its task starts in a moment.
     pub async fn register(&self) -> Result<()> {
         let url = format!("{}/connectors/{}/config", self.url, self.name);

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use futures::stream::{FuturesUnordered, StreamExt};
 use rdkafka::ClientConfig;
+use rdkafka::Message as _;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -117,6 +118,37 @@ impl Topic {
             anyhow::Ok(progress)
         };
         tokio::task::spawn_blocking(ask).await?
+    }
+
+    /// All of its records so far, partition by partition, each in its order.
+    pub async fn records(&self) -> Result<Vec<Record>> {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.brokers).set("group.id", "reader");
+        config.set("enable.auto.commit", "false");
+        let (name, partitions) = (self.name.clone(), self.partitions);
+        let read = move || {
+            let consumer: BaseConsumer = config.create()?;
+            let mut records = Vec::new();
+            for partition in 0..partitions {
+                let (low, end) = consumer.fetch_watermarks(&name, partition, ANSWER_MAX)?;
+                if low == end {
+                    continue;
+                }
+                let mut list = TopicPartitionList::new();
+                list.add_partition_offset(&name, partition, Offset::Offset(low))?;
+                consumer.assign(&list)?;
+                loop {
+                    let message = consumer.poll(ANSWER_MAX).context("no record in time")??;
+                    let bytes = |bytes: Option<&[u8]>| bytes.map(<[u8]>::to_vec);
+                    records.push((bytes(message.key()), bytes(message.payload())));
+                    if message.offset() + 1 >= end {
+                        break;
+                    }
+                }
+            }
+            anyhow::Ok(records)
+        };
+        tokio::task::spawn_blocking(read).await?
     }
 
     pub async fn remove(&self) -> Result<()> {

@@ -51,7 +51,9 @@ impl Scene {
     }
 
     async fn fix(&self) {
-        fix_capture(&self.database.pool, &self.config(), &[documents()], Makes::Both).await.unwrap();
+        fix_capture(&self.database.pool, &self.config(), &[documents()], Makes::Both)
+            .await
+            .unwrap();
     }
 
     fn source(&self) -> PostgresSource {

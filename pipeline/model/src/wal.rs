@@ -239,7 +239,10 @@ impl<'a> RowMessage<'a> {
     }
 
     /// An Insert message, for a row that was read from the table itself.
-    pub fn insert<'v>(table: u32, values: impl ExactSizeIterator<Item = Option<&'v [u8]>>) -> Bytes {
+    pub fn insert<'v>(
+        table: u32,
+        values: impl ExactSizeIterator<Item = Option<&'v [u8]>>,
+    ) -> Bytes {
         let mut message = vec![b'I'];
         message.extend(table.to_be_bytes());
         message.push(b'N');

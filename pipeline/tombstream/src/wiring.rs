@@ -26,9 +26,9 @@ use tracing::{error, warn};
 #[cfg(feature = "embedded")]
 use crate::config::TantivySection;
 use crate::config::{
-    CaptureSection, Config, DatabaseConfig, ElasticsearchCredentials, ElasticsearchSection, KafkaSection,
-    ObjectStoreSection, PostgresSection, S3Section, Secret, SecretRef, Setting, StoreConfig,
-    StoreKind, Verify, Version,
+    CaptureSection, Config, DatabaseConfig, ElasticsearchCredentials, ElasticsearchSection,
+    KafkaSection, ObjectStoreSection, PostgresSection, S3Section, Secret, SecretRef, Setting,
+    StoreConfig, StoreKind, Verify, Version,
 };
 use crate::telemetry::Metrics;
 

@@ -86,10 +86,11 @@ impl State {
                 format!("{} does not run: `cargo xtask services up`", service.name())
             })
         };
-        let if_needed = |service: Service, address: fn(u16) -> String| match needed.contains(&service) {
-            true => port(service).map(address),
-            false => Ok(String::new()),
-        };
+        let if_needed =
+            |service: Service, address: fn(u16) -> String| match needed.contains(&service) {
+                true => port(service).map(address),
+                false => Ok(String::new()),
+            };
         let postgres_port = port(Service::Postgres)?;
         Ok(Servers {
             postgres: postgres::url(postgres_port),

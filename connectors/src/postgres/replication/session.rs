@@ -119,10 +119,9 @@ impl Session {
         let snapshot = snapshot.filter(|_| config.snapshot);
         let is_complete = snapshot.is_none();
         let mut transaction = pool.begin_with(BEGIN).await.map_err(ledger)?;
-        let generation =
-            slot::begin_generation(&mut transaction, name, server, to, is_complete)
-                .await
-                .map_err(ledger)?;
+        let generation = slot::begin_generation(&mut transaction, name, server, to, is_complete)
+            .await
+            .map_err(ledger)?;
         transaction.commit().await.map_err(ledger)?;
         let from = known.map(|known| known.acknowledged);
         let gap = Some(Gap { slot: name.clone(), reason, from, to });

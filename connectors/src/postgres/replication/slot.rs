@@ -67,7 +67,10 @@ impl fmt::Display for Gap {
                  max_slot_wal_keep_size), and is made anew"
             ),
             GapReason::Unfinished => {
-                write!(f, "slot {slot} began with a snapshot that was not finished, and is made anew")
+                write!(
+                    f,
+                    "slot {slot} began with a snapshot that was not finished, and is made anew"
+                )
             }
             GapReason::Moved => write!(
                 f,
@@ -328,7 +331,12 @@ mod tests {
     }
 
     fn known(acknowledged: u64) -> Known {
-        Known { server: server(1), generation: Generation(2), acknowledged: Lsn(acknowledged), is_complete: true }
+        Known {
+            server: server(1),
+            generation: Generation(2),
+            acknowledged: Lsn(acknowledged),
+            is_complete: true,
+        }
     }
 
     #[test]

@@ -58,8 +58,7 @@ pub async fn read_snapshot<E: From<sqlx::Error>>(
             ident(&schema),
             ident(&name)
         );
-        let mut stream =
-            transaction.copy_out_raw(&copy).await.map_err(E::from)?;
+        let mut stream = transaction.copy_out_raw(&copy).await.map_err(E::from)?;
         let mut rest = BytesMut::new();
         while let Some(bytes) = stream.try_next().await.map_err(E::from)? {
             rest.extend_from_slice(&bytes);
@@ -185,8 +184,10 @@ async fn describe(
 
 /// A line of `copy` in its text format, as an insert.
 fn message(table: u32, line: &[u8]) -> Bytes {
-    let values: Vec<Option<Vec<u8>>> =
-        line.split(|byte| *byte == b'\t').map(|field| (field != b"\\N").then(|| plain(field))).collect();
+    let values: Vec<Option<Vec<u8>>> = line
+        .split(|byte| *byte == b'\t')
+        .map(|field| (field != b"\\N").then(|| plain(field)))
+        .collect();
     RowMessage::insert(table, values.iter().map(Option::as_deref))
 }
 

@@ -209,14 +209,18 @@ fn source(row: &WalRow, context: &Context<'_>, json: &mut Json) {
     text(json, "name", &context.origin.prefix);
     json.name("ts_ms");
     json.number(row.transaction.committed_micros.div_euclid(1_000));
-    text(json, "snapshot", match context.snapshot {
-        Snapshot::No => "false",
-        Snapshot::First => "first",
-        Snapshot::FirstOfTable => "first_in_data_collection",
-        Snapshot::Within => "true",
-        Snapshot::LastOfTable => "last_in_data_collection",
-        Snapshot::Last => "last",
-    });
+    text(
+        json,
+        "snapshot",
+        match context.snapshot {
+            Snapshot::No => "false",
+            Snapshot::First => "first",
+            Snapshot::FirstOfTable => "first_in_data_collection",
+            Snapshot::Within => "true",
+            Snapshot::LastOfTable => "last_in_data_collection",
+            Snapshot::Last => "last",
+        },
+    );
     text(json, "db", &context.origin.database);
     let sequence = match context.snapshot {
         Snapshot::No => format!("[\"{}\",\"{lsn}\"]", context.first.0),

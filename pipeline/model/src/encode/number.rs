@@ -18,9 +18,13 @@ impl Decimal {
             None => (false, text),
         };
         let (whole, fraction) = rest.split_once('.').unwrap_or((rest, ""));
-        let digits: Vec<u8> = whole.bytes().chain(fraction.bytes()).map(|c| c.wrapping_sub(b'0')).collect();
-        (!digits.is_empty() && digits.iter().all(|digit| *digit < 10))
-            .then_some(Self { negative, digits, scale: fraction.len() })
+        let digits: Vec<u8> =
+            whole.bytes().chain(fraction.bytes()).map(|c| c.wrapping_sub(b'0')).collect();
+        (!digits.is_empty() && digits.iter().all(|digit| *digit < 10)).then_some(Self {
+            negative,
+            digits,
+            scale: fraction.len(),
+        })
     }
 
     pub(super) fn scale(&self) -> usize {

@@ -65,12 +65,7 @@ pub(super) fn zoned_time(text: &str) -> Option<String> {
     let fraction = format!("{:06}", clock.nanosecond() / 1_000);
     let fraction = fraction.trim_end_matches('0');
     let dot = if fraction.is_empty() { "" } else { "." };
-    Some(format!(
-        "{:02}:{:02}:{:02}{dot}{fraction}Z",
-        clock.hour(),
-        clock.minute(),
-        clock.second()
-    ))
+    Some(format!("{:02}:{:02}:{:02}{dot}{fraction}Z", clock.hour(), clock.minute(), clock.second()))
 }
 
 /// Microseconds of an `interval`, a month being the 12th part of 365.25 days, as Debezium counts.
@@ -120,7 +115,13 @@ fn time(text: &str) -> Option<NaiveTime> {
 
 /// Years beyond four digits have a sign, as ISO 8601 wants it.
 fn iso_date(date: NaiveDate) -> String {
-    let sign = if (0..=9_999).contains(&date.year()) { "" } else if date.year() < 0 { "-" } else { "+" };
+    let sign = if (0..=9_999).contains(&date.year()) {
+        ""
+    } else if date.year() < 0 {
+        "-"
+    } else {
+        "+"
+    };
     format!("{sign}{:04}-{:02}-{:02}", date.year().abs(), date.month(), date.day())
 }
 
@@ -130,12 +131,24 @@ mod tests {
 
     #[test]
     fn times_have_debeziums_forms() {
-        assert_eq!(zoned("2026-01-01 10:00:00.123456+00").as_deref(), Some("2026-01-01T10:00:00.123456Z"));
+        assert_eq!(
+            zoned("2026-01-01 10:00:00.123456+00").as_deref(),
+            Some("2026-01-01T10:00:00.123456Z")
+        );
         assert_eq!(zoned("2026-02-01 12:00:00+00").as_deref(), Some("2026-02-01T12:00:00.000000Z"));
-        assert_eq!(zoned("1969-12-31 23:59:59.999999+00").as_deref(), Some("1969-12-31T23:59:59.999999Z"));
+        assert_eq!(
+            zoned("1969-12-31 23:59:59.999999+00").as_deref(),
+            Some("1969-12-31T23:59:59.999999Z")
+        );
         assert_eq!(zoned("infinity").as_deref(), Some("infinity"));
-        assert_eq!(zoned("0044-03-15 00:00:00+00 BC").as_deref(), Some("-0043-03-15T00:00:00.000000Z"));
-        assert_eq!(zoned("12026-01-01 00:00:00+00").as_deref(), Some("+12026-01-01T00:00:00.000000Z"));
+        assert_eq!(
+            zoned("0044-03-15 00:00:00+00 BC").as_deref(),
+            Some("-0043-03-15T00:00:00.000000Z")
+        );
+        assert_eq!(
+            zoned("12026-01-01 00:00:00+00").as_deref(),
+            Some("+12026-01-01T00:00:00.000000Z")
+        );
         assert_eq!(since_1970("2026-02-03 12:00:00", false), Some(1_770_120_000_000_000));
         assert_eq!(since_1970("2026-02-03 12:00:00.5", true), Some(1_770_120_000_500));
         assert_eq!(since_1970("infinity", false), Some(9_223_372_036_825_200_000));

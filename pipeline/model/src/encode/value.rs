@@ -78,8 +78,12 @@ fn scalar(type_oid: u32, modifier: i32, text: &str, json: &mut Json) {
             _ => None,
         },
         oid::INT2 | oid::INT4 | oid::INT8 | oid::OID => text.parse::<i64>().ok(),
-        oid::FLOAT4 => return float(text.parse::<f32>().ok().filter(|it| it.is_finite()), text, json),
-        oid::FLOAT8 => return float(text.parse::<f64>().ok().filter(|it| it.is_finite()), text, json),
+        oid::FLOAT4 => {
+            return float(text.parse::<f32>().ok().filter(|it| it.is_finite()), text, json);
+        }
+        oid::FLOAT8 => {
+            return float(text.parse::<f64>().ok().filter(|it| it.is_finite()), text, json);
+        }
         oid::DATE => time::days_since_1970(text),
         oid::TIME => time::since_midnight(text, millis),
         oid::TIMESTAMP => time::since_1970(text, millis),
@@ -208,7 +212,12 @@ mod tests {
             (1009, -1, r#"{a,"b c","NULL","q\"\\",""}"#, r#"["a","b c","NULL","q\"\\",""]"#),
             (1007, -1, "{}", "[]"),
             (1007, -1, "{{1,2},{3,4}}", "\"{{1,2},{3,4}}\""),
-            (2950, -1, "00000000-0000-4000-8000-000000000001", "\"00000000-0000-4000-8000-000000000001\""),
+            (
+                2950,
+                -1,
+                "00000000-0000-4000-8000-000000000001",
+                "\"00000000-0000-4000-8000-000000000001\"",
+            ),
         ] {
             assert_eq!(shown(type_oid, modifier, text), expected, "{type_oid}: {text}");
         }

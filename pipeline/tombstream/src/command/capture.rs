@@ -17,7 +17,8 @@ use tombstream_dataflow::{Health, SourceHealth};
 use tombstream_model::encode::{self, Context, Snapshot};
 use tombstream_model::wal::{WalRow, WalTable};
 use tombstream_model::{
-    Disposition, Generation, Lsn, Message, PublishError, Publisher, Records, Source as _, SourceError,
+    Disposition, Generation, Lsn, Message, PublishError, Publisher, Records, Source as _,
+    SourceError,
 };
 use tracing::{info, warn};
 
@@ -216,17 +217,12 @@ impl<P: Publisher> Capture<P> {
 }
 
 impl<P: Publisher> Outlet<P> {
-    async fn snapshot(
-        &mut self,
-        snapshot: &str,
-        at: (Generation, Lsn),
-    ) -> Result<(), Failure> {
+    async fn snapshot(&mut self, snapshot: &str, at: (Generation, Lsn)) -> Result<(), Failure> {
         let (pool, publication) = (self.pool.clone(), self.section.publication.clone());
         let slot = self.section.slot.clone();
         info!(publication, "publishing the rows that are there");
         let give = async |rows: Vec<(WalRow, Snapshot)>| self.publish(rows).await;
-        let rows =
-            postgres::read_snapshot(&pool, &publication, &slot, snapshot, at, give).await?;
+        let rows = postgres::read_snapshot(&pool, &publication, &slot, snapshot, at, give).await?;
         info!(rows, "the rows that were there are published");
         Ok(())
     }

@@ -128,7 +128,8 @@ async fn source_postgres(config: &Config, pool: &PgPool, fix: bool, report: &mut
     let about = "source postgres";
     let Some(section) = &config.source.postgres else {
         if fix && config.capture.is_none() {
-            let text = "there is no [source.postgres] and no [capture], so there is nothing to make";
+            let text =
+                "there is no [source.postgres] and no [capture], so there is nothing to make";
             report.warning(about, text);
         }
         return;

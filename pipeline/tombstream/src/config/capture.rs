@@ -87,11 +87,7 @@ impl CaptureSection {
 }
 
 /// Says what the connector and librdkafka would refuse, one setting after the other.
-fn judge(
-    section: &Section<'_, '_>,
-    place: &Place,
-    settings: Vec<(String, Place, Setting)>,
-) {
+fn judge(section: &Section<'_, '_>, place: &Place, settings: Vec<(String, Place, Setting)>) {
     super::source::judge_settings(section, place, settings, "capture.kafka", |settings| {
         let mut config = kafka::KafkaPublisherConfig::new("");
         config.settings = settings;

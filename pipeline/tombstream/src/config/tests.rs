@@ -47,12 +47,13 @@ fn what_the_example_calls_a_default_is_one() {
             _ => line.to_owned(),
         })
         .collect();
-    // The commented-out store ends what can be uncommented without its header.
-    let archive = spelled.iter().position(|line| line == "# [store.archive]").unwrap();
-    let relations = spelled.iter().position(|line| line.starts_with("# --- Relations")).unwrap();
-    let mut text = spelled[..archive].join("\n");
-    text.push('\n');
-    text.push_str(&spelled[relations..].join("\n"));
+    // A section whose header is commented out is one to choose; its keys belong nowhere else.
+    let mut in_choice = false;
+    let kept = spelled.into_iter().filter(|line| {
+        in_choice = (in_choice || line.starts_with("# [")) && !line.is_empty();
+        !in_choice
+    });
+    let text = kept.collect::<Vec<_>>().join("\n");
     assert!(text.contains("\nworkers = 2"), "uncommented");
     let places_gone = |config: &Config| {
         let mut config = config.clone();
@@ -68,6 +69,35 @@ fn what_the_example_calls_a_default_is_one() {
         lines.collect::<Vec<_>>().join("\n")
     };
     assert_eq!(places_gone(&example(&text)), places_gone(&example(EXAMPLE)));
+}
+
+/// The sections that are commented out as a whole are right, and their keys show their defaults.
+#[test]
+fn what_the_example_offers_can_be_taken() {
+    let section = |header: &str| {
+        let lines = EXAMPLE.lines().skip_while(|line| *line != format!("# {header}"));
+        let lines = lines.take_while(|line| !line.is_empty()).map(|line| {
+            let bare = line.strip_prefix("# ").unwrap_or_else(|| panic!("{line}"));
+            // Of a secret the default is none.
+            if bare.contains("{ env") { String::new() } else { bare.to_owned() }
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    let with = |text: &str| example(&format!("{EXAMPLE}\n{text}\n"));
+    let offered = with(&section("[source.postgres]"));
+    let bare = with("[source.postgres]");
+    let shown = |config: &Config| {
+        let postgres = config.source.postgres.clone().unwrap();
+        let lines = format!("{postgres:#?}");
+        lines.lines().filter(|line| !line.contains("line: ")).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(shown(&offered), shown(&bare));
+    let capture = section("[capture]");
+    let broker = section("[capture.kafka.settings]");
+    let offered = with(&format!("{capture}\n{broker}"));
+    let prefix = capture.lines().find(|line| line.starts_with("topic_prefix")).unwrap();
+    let bare = with(&format!("[capture]\n{prefix}\n{broker}"));
+    assert_eq!(format!("{:?}", offered.capture), format!("{:?}", bare.capture));
 }
 
 #[test]
