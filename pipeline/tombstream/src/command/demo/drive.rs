@@ -1,7 +1,7 @@
 //! Flags and restores, as the clients of an application send them: over HTTP.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use futures::stream::{self, StreamExt as _};
@@ -12,6 +12,9 @@ use super::document::Document;
 
 /// Requests at a time.
 const AT_ONCE: usize = 16;
+/// How long a client asks again that was told "not now". Asking twice does no harm.
+const BUSY_MAX: Duration = Duration::from_secs(15);
+const BUSY_WAIT: Duration = Duration::from_millis(100);
 /// Every so manieth flag is taken back.
 pub(super) const RESTORE_ONE_IN: usize = 10;
 
@@ -57,17 +60,33 @@ pub(super) async fn flag(
 
 async fn flip(client: &Client, api: &str, id: Uuid, restores: bool) -> anyhow::Result<Fate> {
     let path = format!("{api}/documents/{id}");
-    match send(client, Method::DELETE, &path).await? {
+    match insist(client, Method::DELETE, &path).await? {
         (StatusCode::ACCEPTED, _) => {}
         (status, text) => bail!("DELETE {path} was answered with {status}: {text}"),
     }
     if !restores {
         return Ok(Fate::Flagged);
     }
-    match send(client, Method::POST, &format!("{path}/restore")).await? {
+    match insist(client, Method::POST, &format!("{path}/restore")).await? {
         (StatusCode::OK, _) => Ok(Fate::Restored),
         (StatusCode::CONFLICT | StatusCode::NOT_FOUND | StatusCode::GONE, _) => Ok(Fate::Refused),
         (status, text) => bail!("POST {path}/restore was answered with {status}: {text}"),
+    }
+}
+
+/// Asks again while the api has no connection left: a machine under load takes its time.
+async fn insist(
+    client: &Client,
+    method: Method,
+    url: &str,
+) -> anyhow::Result<(StatusCode, String)> {
+    let begun = Instant::now();
+    loop {
+        let (status, text) = send(client, method.clone(), url).await?;
+        if status != StatusCode::SERVICE_UNAVAILABLE || begun.elapsed() > BUSY_MAX {
+            return Ok((status, text));
+        }
+        tokio::time::sleep(BUSY_WAIT).await;
     }
 }
 
@@ -80,7 +99,7 @@ async fn send(client: &Client, method: Method, url: &str) -> anyhow::Result<(Sta
 /// Waits until `/readyz` is answered well.
 pub(super) async fn until_ready(url: &str) -> anyhow::Result<()> {
     let client = client()?;
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     let mut said = "it was not answered".to_owned();
     loop {
         if let Ok((status, text)) = send(&client, Method::GET, url).await {

@@ -1,7 +1,7 @@
 //! The demo's Postgres: made, started, stopped.
 //!
-//! It listens on the loopback address alone, with a random password, and keeps nothing safe from a
-//! power cut: `fsync` is off, since a demo's data is gone with it anyway. Its processes are a group of
+//! It listens on the loopback address alone, with a random password (sent as it is, since it never leaves
+//! this machine: SCRAM would cost more than a flip), and keeps nothing safe from a power cut: `fsync` is off, since a demo's data is gone with it anyway. Its processes are a group of
 //! their own, so that Ctrl-C reaches the demo first, which then stops it in order.
 
 use std::fs::{File, OpenOptions};
@@ -293,7 +293,7 @@ async fn init(
         .command(programs, "initdb", file)?
         .arg("-D")
         .arg(place.data())
-        .args(["-U", "postgres", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C", "--no-sync"])
+        .args(["-U", "postgres", "-A", "password", "-E", "UTF8", "--locale=C", "--no-sync"])
         .arg(format!("--pwfile={}", secret.display()))
         .spawn()
         .with_context(|| format!("{}/initdb can't be run", programs.folder.display()))?;
