@@ -106,7 +106,7 @@ async fn look(
 ) -> Result<(), sqlx::Error> {
     let mut transaction = pool.begin_with(BEGIN).await?;
     let content = format!("{token}:{}", beats.sent());
-    sqlx::query("select pg_catalog.pg_logical_emit_message(true, $1, $2)")
+    sqlx::query("select pg_catalog.pg_logical_emit_message(true, $1, $2)::text")
         .persistent(false)
         .bind(HEARTBEAT)
         .bind(content)
