@@ -16,6 +16,8 @@ use serde_json::Value;
 /// How long anything here may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+const NOTHING: [&Path; 0] = [];
+
 /// A folder that everybody may enter, so that root's server can be in it.
 fn place() -> tempfile::TempDir {
     let place = tempfile::tempdir().unwrap();
@@ -122,7 +124,7 @@ fn the_main_job_is_done_and_nothing_is_left_behind() {
             "tombstream.toml"
         ]
     );
-    assert_eq!(processes(&dir), [PathBuf::new(); 0]);
+    assert_eq!(processes(&dir), NOTHING);
     for port in ports(&dir) {
         assert!(TcpStream::connect(&port).is_err(), "{port} is still listened on");
     }
@@ -185,7 +187,7 @@ fn ctrl_c_at_any_moment_leaves_nothing_running() {
             assert_eq!(ended.code(), Some(1), "{moment}: {rest}");
             assert!(rest.contains("stopped by SIGINT before it was done"), "{moment}: {rest}");
         }
-        assert_eq!(processes(&dir), [PathBuf::new(); 0], "{moment}");
+        assert_eq!(processes(&dir), NOTHING, "{moment}");
         let names = names(&dir);
         for passing in ["server", "objects", "index", "database.url"] {
             assert!(!names.iter().any(|name| name == passing), "{moment}: {names:?}");
@@ -205,7 +207,7 @@ fn what_a_killed_demo_left_running_is_stopped_by_the_next() {
     assert!(!left.is_empty(), "a killed demo stops nothing");
     let next = demo(&dir, &[]);
     assert_eq!(next.status.code(), Some(0), "{}", text(&next.stderr));
-    assert_eq!(processes(&dir), [PathBuf::new(); 0]);
+    assert_eq!(processes(&dir), NOTHING);
 }
 
 #[test]
@@ -237,7 +239,7 @@ fn kept_it_runs_until_ctrl_c_with_a_server_that_is_not_root_s() {
     }
     signal(&demo, "-INT");
     assert_eq!(demo.wait().unwrap().code(), Some(0));
-    assert_eq!(processes(&dir), [PathBuf::new(); 0]);
+    assert_eq!(processes(&dir), NOTHING);
     assert!(!dir.join("server").exists());
 }
 
@@ -299,7 +301,10 @@ fn serve(answer: &'static [u8]) -> String {
 #[test]
 fn what_is_fetched_and_is_not_the_archive_is_never_unpacked() {
     for (answer, expected) in [
-        (&b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\ngarbage"[..], "is not used: its SHA-256 is"),
+        (
+            &b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\ngarbage"[..],
+            "is not used: its SHA-256 is",
+        ),
         (&b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"[..], "can't be fetched"),
         (&b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\ncut"[..], "can't be fetched"),
     ] {
@@ -328,5 +333,5 @@ fn two_demos_side_by_side_do_not_meet() {
         until("a demo ends", || demo.try_wait().unwrap().is_some());
         assert_eq!(demo.wait().unwrap().code(), Some(0));
     }
-    assert_eq!(processes(place.path()), [PathBuf::new(); 0]);
+    assert_eq!(processes(place.path()), NOTHING);
 }

@@ -29,7 +29,8 @@ impl Index {
         let mut schema = Schema::builder();
         let id = schema.add_text_field("id", STRING | STORED);
         let text = schema.add_text_field("text", TEXT | STORED);
-        tantivy::Index::create_in_dir(&folder, schema.build()).context("the index can't be made")?;
+        tantivy::Index::create_in_dir(&folder, schema.build())
+            .context("the index can't be made")?;
         Ok(Self { folder, id, text })
     }
 
@@ -72,7 +73,8 @@ impl Index {
 
     /// A look at the last commit, opened anew: the pipeline rewrites the segments meanwhile.
     fn searcher(&self) -> anyhow::Result<Searcher> {
-        let index = tantivy::Index::open_in_dir(&self.folder).context("the index can't be opened")?;
+        let index =
+            tantivy::Index::open_in_dir(&self.folder).context("the index can't be opened")?;
         let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()?;
         let reader: tantivy::IndexReader = reader;
         Ok(reader.searcher())

@@ -53,7 +53,7 @@ pub(super) async fn programs(
     match wanted {
         Some(Wanted::Fetched) => fetch::programs(say).await,
         Some(Wanted::Folder(folder)) => {
-            look(&[folder.clone()]).map_err(|looked| anyhow::anyhow!("{}", missing(&looked)))
+            look(std::slice::from_ref(folder)).map_err(|looked| anyhow::anyhow!("{}", missing(&looked)))
         }
         Some(Wanted::Installed) => {
             look(&places()).map_err(|looked| anyhow::anyhow!("{}", missing(&looked)))
