@@ -83,11 +83,11 @@ enum Failure {
 }
 
 /// Runs the command, says what went wrong, and gives the exit code.
-pub(crate) fn run(cli: Cli) -> ExitCode {
-    let result = log(&cli).map_err(Failure::Other).and_then(|folder| {
+pub(crate) fn run(mut cli: Cli) -> ExitCode {
+    let result = log(&mut cli).map_err(Failure::Other).and_then(|()| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Failure::Other(error.into()))?;
-        let result = runtime.block_on(dispatch(cli, folder));
+        let result = runtime.block_on(dispatch(cli));
         // What is still under way was given up by its command.
         runtime.shutdown_background();
         result
@@ -107,31 +107,20 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
 }
 
 /// Opens the log. The demo's is in its folder, which is taken for it: its stderr is a person's.
-fn log(cli: &Cli) -> anyhow::Result<Folder> {
-    #[cfg(feature = "demo")]
-    if let Command::Demo(args) = &cli.command {
-        let (folder, file) = args.folder()?;
-        telemetry::log(cli.log_format, Some(file))?;
-        return Ok(Some(folder));
-    }
-    telemetry::log(cli.log_format, None)?;
-    Ok(Folder::default())
+fn log(cli: &mut Cli) -> anyhow::Result<()> {
+    let file = match &mut cli.command {
+        #[cfg(feature = "demo")]
+        Command::Demo(args) => Some(args.take_folder()?),
+        _ => None,
+    };
+    Ok(telemetry::log(cli.log_format, file)?)
 }
 
-/// The demo's folder, once it is taken.
-#[cfg(feature = "demo")]
-type Folder = Option<demo::Folder>;
-#[cfg(not(feature = "demo"))]
-type Folder = ();
-
-async fn dispatch(cli: Cli, folder: Folder) -> Result<(), Failure> {
+async fn dispatch(cli: Cli) -> Result<(), Failure> {
     let load = |needs| Config::load(&cli.config, needs);
     match cli.command {
         #[cfg(feature = "demo")]
-        Command::Demo(args) => {
-            let folder = folder.expect("the demo's log is in its folder");
-            demo::demo(args, folder).await?;
-        }
+        Command::Demo(args) => demo::demo(args).await?,
         Command::Run => run::run(load(Needs::Everything)?).await?,
         Command::Capture => capture::capture(load(Needs::Capture)?).await?,
         Command::Api => api::api(load(Needs::Database)?).await?,

@@ -28,7 +28,7 @@ const PASSING: [&str; 4] = [URL, SERVER, OBJECTS, INDEX];
 
 /// The folder, while a demo runs in it.
 #[derive(Debug)]
-pub(in super::super) struct Folder {
+pub(super) struct Folder {
     path: PathBuf,
     marker: File,
 }
@@ -37,7 +37,8 @@ impl Folder {
     /// Takes the folder, made if it is not there. Only an empty one, or a demo's, is taken.
     pub(super) fn take(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
-        std::fs::create_dir_all(path).with_context(|| format!("the folder {shown} can't be made; --dir names it"))?;
+        std::fs::create_dir_all(path)
+            .with_context(|| format!("the folder {shown} can't be made; --dir names it"))?;
         let path = path.canonicalize().with_context(|| format!("{shown} can't be found"))?;
         if path.to_str().is_none() {
             bail!("{shown} is not utf-8, as the configuration must be: name another with --dir");

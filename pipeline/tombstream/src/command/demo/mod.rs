@@ -44,7 +44,7 @@ use crate::wiring;
 use account::Account;
 use document::Document;
 use drive::Fates;
-pub(super) use folder::Folder;
+use folder::Folder;
 use index::Index;
 use judge::{Judged, Left};
 use objects::Objects;
@@ -80,25 +80,27 @@ pub(super) struct Args {
     /// fetched]
     #[arg(long, value_name = "WHICH")]
     postgres: Option<Wanted>,
+    /// The folder, once it is taken.
+    #[arg(skip)]
+    folder: Option<Folder>,
 }
 
 impl Args {
     /// Takes the folder, and opens the log in it.
-    pub(super) fn folder(&self) -> anyhow::Result<(Folder, File)> {
-        let mut folder = Folder::take(&self.dir)?;
+    pub(super) fn take_folder(&mut self) -> anyhow::Result<File> {
+        let folder = self.folder.insert(Folder::take(&self.dir)?);
         for place in folder.left_behind()? {
             server::end_left_behind(&place)?;
         }
         folder.note_server(None)?;
         folder.empty()?;
         let log = folder.log();
-        let file =
-            File::create(&log).with_context(|| format!("{} can't be made", log.display()))?;
-        Ok((folder, file))
+        File::create(&log).with_context(|| format!("{} can't be made", log.display()))
     }
 }
 
-pub(super) async fn demo(args: Args, folder: Folder) -> Result<(), Failure> {
+pub(super) async fn demo(mut args: Args) -> Result<(), Failure> {
+    let folder = args.folder.take().expect("the demo's log is in its folder");
     let mut signals = Signals::listen().context("signals")?;
     // A terminal that is closed: nobody is left to press Ctrl-C.
     let mut hangup = signal(SignalKind::hangup()).context("signals")?;

@@ -52,9 +52,8 @@ pub(super) async fn programs(
 ) -> anyhow::Result<Programs> {
     match wanted {
         Some(Wanted::Fetched) => fetch::programs(say).await,
-        Some(Wanted::Folder(folder)) => {
-            look(std::slice::from_ref(folder)).map_err(|looked| anyhow::anyhow!("{}", missing(&looked)))
-        }
+        Some(Wanted::Folder(folder)) => look(std::slice::from_ref(folder))
+            .map_err(|looked| anyhow::anyhow!("{}", missing(&looked))),
         Some(Wanted::Installed) => {
             look(&places()).map_err(|looked| anyhow::anyhow!("{}", missing(&looked)))
         }
