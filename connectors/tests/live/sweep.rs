@@ -61,6 +61,27 @@ async fn a_fresh_flag_is_left_to_its_event() {
     database.drop_database().await;
 }
 
+/// Events were lost: the round does not wait for them, nor for its turn.
+#[tokio::test]
+async fn a_bell_begins_a_round_that_looks_at_every_flag() {
+    let database = Database::with_documents(true).await;
+    let flagged = database.insert(25, true).await;
+    let config = SweepConfig {
+        interval: Duration::from_secs(3600),
+        page_max: 10,
+        after: Duration::from_secs(3600),
+        prepared_statements: true,
+    };
+    let mut sweep = Sweep::new(database.pool.clone(), Arc::from([documents()]), config);
+    let bell = sweep.bell();
+    finds_nothing(&mut sweep).await;
+    bell.ring();
+    assert_eq!(found(&mut sweep, 25).await, flagged.into_iter().collect());
+    // One ring is one round.
+    finds_nothing(&mut sweep).await;
+    database.drop_database().await;
+}
+
 #[tokio::test]
 async fn a_flag_within_its_grace_is_not_brought() {
     let database = Database::with_documents(true).await;

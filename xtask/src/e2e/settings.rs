@@ -41,7 +41,7 @@ pub(super) fn text(
              \"bootstrap.servers\" = \"{kafka}\"\n\
              [capture]\nslot = \"{name}\"\npublication = \"{name}\"\ntopic_prefix = \"{name}\"\n\
              listen = \"127.0.0.1:{}\"\n[capture.kafka.settings]\n\
-             \"bootstrap.servers\" = \"{kafka}\"\n",
+             \"bootstrap.servers\" = \"{kafka}\"\n\"allow.auto.create.topics\" = true\n",
             ports.capture
         ),
     };

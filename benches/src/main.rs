@@ -1,0 +1,32 @@
+//! What Tombstream costs, beside what anybody could use instead, both in one run on one machine.
+//!
+//! `cargo run --release -p tombstream-bench -- slot` needs a Postgres with `wal_level = logical`, whose
+//! superuser's url is in `TOMBSTREAM_TEST_POSTGRES_URL` (`cargo xtask services up --only postgres`,
+//! `cargo xtask services env`), and its programs on this machine.
+
+mod null;
+mod slot;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "What Tombstream costs, beside what anybody could use instead")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Drains a slot with null sinks, beside pg_recvlogical with /dev/null
+    Slot(slot::Options),
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.install_default().expect("nothing else has chosen a provider");
+    match Cli::parse().command {
+        Command::Slot(options) => slot::run(options).await,
+    }
+}

@@ -1,0 +1,109 @@
+//! A ledger and sinks that say yes to everything and keep nothing: what is left is the pipeline's own cost.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tombstream_model::{
+    Address, Candidate, Claimed, ClaimedTarget, DeadLetter, DeletionId, Ending, Fence, Ledger,
+    LedgerError, Outcome, Presence, RelationId, Settled, Sink, SinkError, StoreId, Target, Verdict,
+};
+use tokio::sync::Notify;
+
+/// Claims everything, finalizes everything, and counts.
+#[derive(Debug, Default)]
+pub(crate) struct NullLedger {
+    next: AtomicI64,
+    finalized: AtomicU64,
+    news: Notify,
+}
+
+impl NullLedger {
+    /// Waits until so many deletions are finalized.
+    pub(crate) async fn until(&self, count: u64) {
+        while self.finalized.load(Ordering::Acquire) < count {
+            let news = self.news.notified();
+            if self.finalized.load(Ordering::Acquire) < count {
+                news.await;
+            }
+        }
+    }
+}
+
+impl Ledger for NullLedger {
+    async fn claim(
+        &self,
+        relation: RelationId,
+        batch: &[Candidate],
+    ) -> Result<Vec<Claimed>, LedgerError> {
+        let until = Instant::now() + Duration::from_secs(60);
+        let claimed = batch.iter().map(|candidate| {
+            let id = DeletionId(self.next.fetch_add(1, Ordering::Relaxed));
+            let fence = Fence { token: id.0, until };
+            let address = Address::Object { bucket: "null".into(), key: candidate.key.to_string() };
+            let target = Target { deletion: id, store: StoreId(0), address, fence, lsn: None };
+            Claimed {
+                id,
+                relation,
+                key: candidate.key.clone(),
+                flag: String::new(),
+                fence,
+                first_attempt: true,
+                targets: vec![ClaimedTarget { target, confirmed: None }],
+            }
+        });
+        Ok(claimed.collect())
+    }
+
+    async fn resume(&self, _batch: &[DeletionId]) -> Result<Vec<Claimed>, LedgerError> {
+        Ok(Vec::new())
+    }
+
+    async fn finalize(
+        &self,
+        _relation: RelationId,
+        batch: &[Settled],
+    ) -> Result<Vec<Ending>, LedgerError> {
+        self.finalized.fetch_add(batch.len() as u64, Ordering::Release);
+        self.news.notify_one();
+        Ok(vec![Ending::Finalized; batch.len()])
+    }
+
+    async fn owe(&self, _batch: &[Settled]) -> Result<(), LedgerError> {
+        Ok(())
+    }
+
+    async fn bury(&self, _batch: &[DeadLetter]) -> Result<(), LedgerError> {
+        Ok(())
+    }
+}
+
+/// Has destroyed everything at once.
+pub(crate) struct NullSink;
+
+impl Sink for NullSink {
+    async fn destroy(&self, batch: &[Target]) -> Result<Vec<Outcome>, SinkError> {
+        Ok(batch.iter().map(|_| Outcome::new(Verdict::Deleted, "null")).collect())
+    }
+
+    async fn look(&self, batch: &[Target]) -> Result<Vec<Presence>, SinkError> {
+        Ok(vec![Presence::Absent; batch.len()])
+    }
+
+    fn batch_max(&self) -> usize {
+        1_000
+    }
+}
+
+/// The store of that sink.
+pub(crate) fn store() -> tombstream_dataflow::Store {
+    tombstream_dataflow::Store {
+        id: StoreId(0),
+        name: "null".into(),
+        sink: Arc::new(NullSink),
+        config: tombstream_dataflow::StoreConfig {
+            verify: tombstream_dataflow::Verify::Trust,
+            ..tombstream_dataflow::StoreConfig::default()
+        },
+    }
+}
