@@ -106,7 +106,8 @@ async fn look(
 ) -> Result<(), sqlx::Error> {
     let mut transaction = pool.begin_with(BEGIN).await?;
     let content = format!("{token}:{}", beats.sent());
-    sqlx::query("select pg_catalog.pg_logical_emit_message(true, $1, $2)")
+    // As text: a type that sqlx has to look up would take the unnamed statement's place.
+    sqlx::query("select pg_catalog.pg_logical_emit_message(true, $1, $2)::text")
         .persistent(false)
         .bind(HEARTBEAT)
         .bind(content)
