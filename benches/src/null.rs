@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use tombstream_model::{
     Address, Candidate, Claimed, ClaimedTarget, DeadLetter, DeletionId, Ending, Fence, Ledger,
     LedgerError, Outcome, Presence, RelationId, Settled, Sink, SinkError, StoreId, Target, Verdict,
 };
-use tokio::sync::Notify;
 
 /// Claims everything, finalizes everything, and counts.
 #[derive(Debug, Default)]

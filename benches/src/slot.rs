@@ -18,8 +18,8 @@ use tombstream_connectors::Secret;
 use tombstream_connectors::postgres::{self, PostgresSource, ReplicationConfig, Scope};
 use tombstream_dataflow::{Config, Pipeline};
 use tombstream_model::{
-    AddressTemplate, Flag, FlagKind, Generation, KeyColumn, KeyKind, OnHardDelete,
-    Relation, StoreId, TargetTemplate, Template,
+    AddressTemplate, Flag, FlagKind, Generation, KeyColumn, KeyKind, OnHardDelete, Relation,
+    StoreId, TargetTemplate, Template,
 };
 
 use crate::null::{NullLedger, store};
@@ -108,7 +108,8 @@ async fn scene(options: &Options, server_url: &str, name: &str) -> Result<()> {
         first = last + 1;
     }
     execute(&pool, "select pg_switch_wal(); checkpoint").await?;
-    let end: String = sqlx::query_scalar("select pg_current_wal_lsn()::text").fetch_one(&pool).await?;
+    let end: String =
+        sqlx::query_scalar("select pg_current_wal_lsn()::text").fetch_one(&pool).await?;
     eprintln!("{rows} flags written, {each} a transaction; the log ends at {end}");
 
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
@@ -251,7 +252,11 @@ fn relation() -> Result<Relation> {
 }
 
 async fn execute(pool: &PgPool, sql: &str) -> Result<()> {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(pool).await.map(drop).with_context(|| sql.to_owned())
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
+        .execute(pool)
+        .await
+        .map(drop)
+        .with_context(|| sql.to_owned())
 }
 
 /// User and system time of a process, in seconds; Linux counts in 1/100 s.

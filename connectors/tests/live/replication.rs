@@ -455,6 +455,38 @@ async fn a_slot_whose_log_was_removed_is_made_anew_and_reported() {
     scene.end().await;
 }
 
+/// F8: a standby without the slot is promoted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promoted_standby_is_another_life_of_the_log() {
+    let server = OwnServer::new("").await;
+    let database = Database::empty_on(&server.url()).await;
+    migrate(&database.pool).await.unwrap();
+    database.make_documents(false).await;
+    let scene = Scene::on(database);
+    scene.fix().await;
+    let mut source = scene.source();
+    begin(&scene, &mut source).await;
+    let (before, _) = source.start().unwrap();
+    source.close().await;
+    let standby = server.promoted_standby().await;
+    drop(server);
+
+    let there = Scene {
+        database: scene.database.on(&standby.url()).await,
+        slot: scene.slot.clone(),
+        gaps: Arc::clone(&scene.gaps),
+    };
+    let mut source = there.source();
+    source.open().await.unwrap();
+    there.insert(["told".to_owned()]).await;
+    assert_eq!(names(&mut source, 1).await, ["told"]);
+    assert_eq!(there.gaps(), [GapReason::New, GapReason::OtherServer]);
+    let (after, _) = source.start().unwrap();
+    assert!(after > before, "lower places on a new timeline are not old: {before:?}, {after:?}");
+    source.close().await;
+    there.end().await;
+}
+
 /// F1, and what a session is: encrypted, with the certificate and the password checked.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_killed_is_read_on_and_every_way_in_is_checked() {

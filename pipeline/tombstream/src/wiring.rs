@@ -21,7 +21,7 @@ use tombstream_connectors::s3::{self, S3Config, S3Sink};
 use tombstream_connectors::tantivy::{TantivyConfig, TantivySink};
 use tombstream_dataflow::{ErasedSink, ErasedSource, Pipeline, StageConfig, Store};
 use tombstream_model::StoreId;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 #[cfg(feature = "embedded")]
 use crate::config::TantivySection;
@@ -113,7 +113,10 @@ pub(crate) async fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pi
     let generation = ledger.generation().await.context("the ledger's generation")?;
     if let Some(section) = &config.source.postgres {
         let on_gap = move |gap: &postgres::Gap| {
-            warn!("{gap}");
+            match gap.reason {
+                postgres::GapReason::New => info!("{gap}"),
+                _ => warn!("{gap}"),
+            }
             bell.ring();
         };
         let scope = Scope::Relations(Arc::clone(&relations));

@@ -25,6 +25,10 @@ struct Place {
 
 impl Place {
     async fn new() -> Self {
+        Self::with("[source.sweep]\ninterval = \"100ms\"\nafter = \"0s\"").await
+    }
+
+    async fn with(sources: &str) -> Self {
         let server: PgConnectOptions = std::env::var("TOMBSTREAM_TEST_POSTGRES_URL")
             .expect("set TOMBSTREAM_TEST_POSTGRES_URL; `cargo xtask services env` prints it")
             .parse()
@@ -50,9 +54,7 @@ impl Place {
 url = {{ env = "NOTES_URL" }}
 [pipeline]
 listen = "127.0.0.1:0"
-[source.sweep]
-interval = "100ms"
-after = "0s"
+{sources}
 [store.copies]
 kind = "object_store"
 url = "file://{}/copies"
@@ -63,8 +65,9 @@ flag = {{ column = "gone", type = "timestamptz" }}
 key_reuse = "forbidden"
 targets = [{{ store = "copies", key = "{{id}}/original" }}]
 "#,
-            folder.path().display()
-        );
+            folder.path().display(),
+        )
+        .replace("SLOT", &name);
         std::fs::write(folder.path().join("tombstream.toml"), config).unwrap();
         Self { name, folder, admin, db, url }
     }
@@ -182,6 +185,63 @@ async fn a_flagged_row_goes_after_its_copy_and_sigterm_ends_the_run() {
         rest.iter().any(|line| line.contains("everything that was read is durable")),
         "{rest:?}"
     );
+    place.end().await;
+}
+
+/// The log tells at once; and what a slot that is gone does not tell, the sweep finds at once, though
+/// its own time is hours away.
+#[tokio::test]
+async fn a_flag_is_told_by_the_log_and_a_slot_that_is_gone_is_made_anew() {
+    let mut place = Place::with(
+        "[source.postgres]\nslot = \"SLOT\"\npublication = \"SLOT\"\n\
+         [source.sweep]\ninterval = \"6h\"\nafter = \"6h\"",
+    )
+    .await;
+    assert!(place.run(&["migrate"]).status.success());
+    let before = text(&place.run(&["check", "--live"]).stdout);
+    assert!(before.contains("run `tombstream check --fix`"), "{before}");
+    let fixed = place.run(&["check", "--fix"]);
+    assert_eq!(fixed.status.code(), Some(0), "{}", text(&fixed.stdout));
+    assert!(text(&fixed.stdout).contains("done: create publication"), "{}", text(&fixed.stdout));
+    let mut insert = async |place: &mut Place, id: i64| {
+        let insert = "insert into public.notes values ($1, null)";
+        sqlx::query(insert).bind(id).execute(&mut place.db).await.unwrap();
+        std::fs::create_dir_all(place.copy(id).parent().unwrap()).unwrap();
+        std::fs::write(place.copy(id), "bytes").unwrap();
+    };
+    for id in 1..=3 {
+        insert(&mut place, id).await;
+    }
+    let flag = "update public.notes set gone = now() where id = $1";
+
+    let mut process = place.command(&["run"]).stderr(Stdio::piped()).spawn().unwrap();
+    let log = wait_for_log(&mut process, "reading the log");
+    sqlx::query(flag).bind(1_i64).execute(&mut place.db).await.unwrap();
+    until("the flagged row goes", async || place.rows().await == 2).await;
+    terminate(&process);
+    assert!(process.wait().unwrap().success());
+    drop(log);
+
+    let drop = format!("select pg_drop_replication_slot('{}')", place.name);
+    until("the slot is left alone", async || {
+        sqlx::raw_sql(AssertSqlSafe(drop.clone())).execute(&mut place.admin).await.is_ok()
+    })
+    .await;
+    sqlx::query(flag).bind(2_i64).execute(&mut place.db).await.unwrap();
+    let mut process = place.command(&["run"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = wait_for_log(&mut process, "was gone, and is made anew");
+    until("the sweep finds it", async || place.rows().await == 1).await;
+    sqlx::query(flag).bind(3_i64).execute(&mut place.db).await.unwrap();
+    until("the new slot tells", async || place.rows().await == 0).await;
+    assert!((1..=3).all(|id| !place.copy(id).exists()));
+    terminate(&process);
+    assert!(process.wait().unwrap().success());
+    let mut rest = String::new();
+    std::io::Read::read_to_string(&mut log, &mut rest).unwrap();
+    until("the slot is left alone", async || {
+        sqlx::raw_sql(AssertSqlSafe(drop.clone())).execute(&mut place.admin).await.is_ok()
+    })
+    .await;
     place.end().await;
 }
 

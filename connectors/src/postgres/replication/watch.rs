@@ -106,6 +106,7 @@ async fn look(
 ) -> Result<(), sqlx::Error> {
     let mut transaction = pool.begin_with(BEGIN).await?;
     let content = format!("{token}:{}", beats.sent());
+    // As text: a type that sqlx has to look up would take the unnamed statement's place.
     sqlx::query("select pg_catalog.pg_logical_emit_message(true, $1, $2)::text")
         .persistent(false)
         .bind(HEARTBEAT)

@@ -54,6 +54,15 @@ impl Database {
         Self { pool, url, name, admin }
     }
 
+    /// The database of the same name on another server.
+    pub(crate) async fn on(&self, server: &str) -> Self {
+        let admin = connect(server, 2, true, "test").await.expect("the server answers");
+        let (base, _) = server.rsplit_once('/').expect("the url names a database");
+        let url = format!("{base}/{}", self.name);
+        let pool = connect(&url, 12, true, "test").await.unwrap();
+        Self { pool, url, name: self.name.clone(), admin }
+    }
+
     pub(crate) fn url(&self) -> &str {
         &self.url
     }

@@ -57,6 +57,38 @@ impl OwnServer {
         server
     }
 
+    /// A standby of this server, made of a base backup and promoted: the same database, another timeline,
+    /// no slots.
+    pub(crate) async fn promoted_standby(&self) -> Self {
+        let folder = tempfile::Builder::new().prefix("tombstream-postgres-").tempdir().unwrap();
+        if let Some((user, group)) = self.user {
+            chown(folder.path(), Some(user), Some(group)).unwrap();
+        }
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut standby =
+            Self { folder, programs: self.programs.clone(), user: self.user, port, process: None };
+        let copied = self
+            .command("pg_basebackup")
+            .args(["--dbname", &self.url(), "--wal-method", "stream", "--checkpoint", "fast"])
+            .args(["--write-recovery-conf", "--no-sync", "--pgdata"])
+            .arg(standby.data())
+            .output()
+            .unwrap();
+        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+        let main = standby.data().join("postgresql.conf");
+        let mut text = std::fs::read_to_string(&main).unwrap();
+        text.push_str(&format!("\nport = {port}\n"));
+        std::fs::write(main, text).unwrap();
+        standby.start();
+        let options: sqlx::postgres::PgConnectOptions = standby.url().parse().unwrap();
+        let mut connection = options.connect().await.unwrap();
+        let promoted: bool =
+            sqlx::query_scalar("select pg_promote()").fetch_one(&mut connection).await.unwrap();
+        assert!(promoted);
+        connection.close().await.unwrap();
+        standby
+    }
+
     fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
@@ -90,7 +122,8 @@ impl OwnServer {
         command.arg("-D").arg(self.data()).stderr(log).stdout(Stdio::null());
         self.process = Some(command.spawn().unwrap());
         let begun = Instant::now();
-        while !(self.log().contains("ready to accept connections")
+        while !((self.log().contains("ready to accept connections")
+            || self.log().contains("ready to accept read-only connections"))
             && TcpStream::connect(("127.0.0.1", self.port)).is_ok())
         {
             assert!(begun.elapsed() < Duration::from_secs(60), "{}", self.log());

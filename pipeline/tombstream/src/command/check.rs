@@ -105,6 +105,9 @@ async fn database(config: &Config, fix: bool, report: &mut Report) {
         Err(error) => return report.error("database", &chain(error.as_ref())),
     };
     report.good("database", "it answers");
+    if fix {
+        make(config, &pool, report).await;
+    }
     match postgres::check_ledger(&pool).await {
         Ok(findings) => report.add("database", findings),
         Err(error) => report.error("database", &format!("the ledger can't be looked at: {error}")),
@@ -119,61 +122,46 @@ async fn database(config: &Config, fix: bool, report: &mut Report) {
             zone_is_known(&pool, zone, &about, report).await;
         }
     }
-    source_postgres(config, &pool, fix, report).await;
-    capture(config, &pool, fix, report).await;
-}
-
-/// Whether the log can be read straight, made so first if that is wanted.
-async fn source_postgres(config: &Config, pool: &PgPool, fix: bool, report: &mut Report) {
-    let about = "source postgres";
-    let Some(section) = &config.source.postgres else {
-        if fix && config.capture.is_none() {
-            let text =
-                "there is no [source.postgres] and no [capture], so there is nothing to make";
-            report.warning(about, text);
+    for (about, replication, _) in logs(config, report) {
+        match postgres::check_capture(&pool, &replication, &config.relations).await {
+            Ok(findings) => report.add(about, findings),
+            Err(error) => report.error(about, &format!("it can't be looked at: {}", chain(&error))),
         }
-        return;
-    };
-    match wiring::replication_config(&config.database, section) {
-        Ok(replication) => {
-            log(config, pool, &replication, fix.then_some(Makes::Both), about, report).await;
-        }
-        Err(error) => report.error(about, &chain(error.as_ref())),
     }
 }
 
-/// Whether the log can be captured. The slot is made with its snapshot, by `tombstream capture`.
-async fn capture(config: &Config, pool: &PgPool, fix: bool, report: &mut Report) {
-    let about = "capture";
-    let Some(section) = &config.capture else { return };
-    match wiring::capture_config(&config.database, section) {
-        Ok(replication) => {
-            let makes = fix.then_some(Makes::Publication);
-            log(config, pool, &replication, makes, about, report).await;
+/// Everything that reads the log, and what `--fix` makes for it. The slot of a capture is made with its
+/// snapshot, by `tombstream capture`.
+fn logs(config: &Config, report: &mut Report) -> Vec<(&'static str, ReplicationConfig, Makes)> {
+    let (database, mut all) = (&config.database, Vec::new());
+    let source = config.source.postgres.as_ref();
+    let source = source.map(|section| wiring::replication_config(database, section));
+    let capture = config.capture.as_ref();
+    let capture = capture.map(|section| wiring::capture_config(database, section));
+    for (about, read, makes) in
+        [("source postgres", source, Makes::Both), ("capture", capture, Makes::Publication)]
+    {
+        match read {
+            Some(Ok(replication)) => all.push((about, replication, makes)),
+            Some(Err(error)) => report.error(about, &chain(error.as_ref())),
+            None => {}
         }
-        Err(error) => report.error(about, &chain(error.as_ref())),
     }
+    all
 }
 
-async fn log(
-    config: &Config,
-    pool: &PgPool,
-    replication: &ReplicationConfig,
-    makes: Option<Makes>,
-    about: &str,
-    report: &mut Report,
-) {
-    if let Some(makes) = makes {
-        match postgres::fix_capture(pool, replication, &config.relations, makes).await {
+/// Makes what reading the log needs. What it can't mend is said by the look that follows.
+async fn make(config: &Config, pool: &PgPool, report: &mut Report) {
+    let logs = logs(config, report);
+    if logs.is_empty() {
+        let text = "there is no [source.postgres] and no [capture], so there is nothing to make";
+        report.warning("check --fix", text);
+    }
+    for (about, replication, makes) in logs {
+        match postgres::fix_capture(pool, &replication, &config.relations, makes).await {
             Ok(done) => report.add(about, done),
-            Err(error) => {
-                report.error(about, &format!("it can't be made: {}", chain(&error)));
-            }
+            Err(error) => report.error(about, &format!("it can't be made: {}", chain(&error))),
         }
-    }
-    match postgres::check_capture(pool, replication, &config.relations).await {
-        Ok(findings) => report.add(about, findings),
-        Err(error) => report.error(about, &format!("it can't be looked at: {}", chain(&error))),
     }
 }
 
