@@ -1,0 +1,1 @@
+//! Files of change events: in folders, and in a bucket in memory.
