@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
 use std::str::FromStr as _;
 use std::sync::Arc;
 
@@ -17,13 +16,6 @@ use ::object_store::{ClientOptions, ObjectStore, RetryConfig};
 /// Options by name. Their values can't be printed.
 #[derive(Clone, Default)]
 pub struct ObjectStoreOptions(BTreeMap<String, String>);
-
-impl ObjectStoreOptions {
-    /// The first name, in their order.
-    fn first(&self) -> Option<&String> {
-        self.0.keys().next()
-    }
-}
 
 impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for ObjectStoreOptions {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(options: I) -> Self {
@@ -52,64 +44,78 @@ impl From<::object_store::Error> for OpenError {
     }
 }
 
-/// A folder. It takes no options.
-pub(crate) fn folder(
-    folder: &Path,
-    options: &ObjectStoreOptions,
-) -> Result<Arc<dyn ObjectStore>, OpenError> {
-    match options.first() {
-        Some(name) => Err(OpenError::Option(name.clone())),
-        None => Ok(Arc::new(LocalFileSystem::new_with_prefix(folder)?)),
-    }
+/// What is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A folder: `file:///folder`. It takes no options.
+    Folder,
+    /// A bucket of S3's or of what speaks its protocol: `s3://bucket`.
+    #[cfg(feature = "files")]
+    S3,
+    /// A bucket of Google's: `gs://bucket`.
+    Google,
+    /// A container of Azure's: `az://container`, or `abfss://` with the account's host.
+    Azure,
 }
 
-/// The crate's own retries are off: the dataflow has them.
-fn no_retries() -> RetryConfig {
-    RetryConfig { max_retries: 0, ..RetryConfig::default() }
-}
-
-/// A bucket of S3's or of what speaks its protocol: `s3://bucket`.
-#[cfg(feature = "files")]
-pub(crate) fn s3(
-    url: &str,
-    options: &ObjectStoreOptions,
-    client: ClientOptions,
-) -> Result<Arc<dyn ObjectStore>, OpenError> {
-    let mut builder = AmazonS3Builder::from_env();
-    for (name, value) in &options.0 {
-        let key = AmazonS3ConfigKey::from_str(name).map_err(|_| OpenError::Option(name.clone()))?;
-        builder = builder.with_config(key, value);
+impl Kind {
+    /// The kind that a URL of this scheme is of.
+    pub(crate) fn of(scheme: &str) -> Option<Self> {
+        match scheme {
+            "file" => Some(Self::Folder),
+            #[cfg(feature = "files")]
+            "s3" => Some(Self::S3),
+            "gs" => Some(Self::Google),
+            "az" | "azure" | "abfs" | "abfss" => Some(Self::Azure),
+            _ => None,
+        }
     }
-    let builder = builder.with_url(url).with_retry(no_retries());
-    Ok(Arc::new(builder.with_client_options(client).build()?))
-}
 
-/// A bucket of Google's: `gs://bucket`.
-pub(crate) fn google(
-    url: &str,
-    options: &ObjectStoreOptions,
-    client: ClientOptions,
-) -> Result<Arc<dyn ObjectStore>, OpenError> {
-    let mut builder = GoogleCloudStorageBuilder::from_env();
-    for (name, value) in &options.0 {
-        let key = GoogleConfigKey::from_str(name).map_err(|_| OpenError::Option(name.clone()))?;
-        builder = builder.with_config(key, value);
+    /// Whether there are such options.
+    pub(crate) fn vet(self, options: &ObjectStoreOptions) -> Result<(), OpenError> {
+        let known = |name: &String| match self {
+            Self::Folder => false,
+            #[cfg(feature = "files")]
+            Self::S3 => AmazonS3ConfigKey::from_str(name).is_ok(),
+            Self::Google => GoogleConfigKey::from_str(name).is_ok(),
+            Self::Azure => AzureConfigKey::from_str(name).is_ok(),
+        };
+        match options.0.keys().find(|name| !known(name)) {
+            Some(name) => Err(OpenError::Option(name.clone())),
+            None => Ok(()),
+        }
     }
-    let builder = builder.with_url(url).with_retry(no_retries());
-    Ok(Arc::new(builder.with_client_options(client).build()?))
-}
 
-/// A container of Azure's: `az://container`, or `abfss://` with the account's host.
-pub(crate) fn azure(
-    url: &str,
-    options: &ObjectStoreOptions,
-    client: ClientOptions,
-) -> Result<Arc<dyn ObjectStore>, OpenError> {
-    let mut builder = MicrosoftAzureBuilder::from_env();
-    for (name, value) in &options.0 {
-        let key = AzureConfigKey::from_str(name).map_err(|_| OpenError::Option(name.clone()))?;
-        builder = builder.with_config(key, value);
+    /// Opens the folder or the bucket at `url`, which names nothing behind it. Sends nothing.
+    pub(crate) fn open(
+        self,
+        url: &str,
+        options: &ObjectStoreOptions,
+        client: ClientOptions,
+    ) -> Result<Arc<dyn ObjectStore>, OpenError> {
+        self.vet(options)?;
+        // The crate's own retries are off: the dataflow has them.
+        let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+        /// The three builders have the same methods, and no trait for them.
+        macro_rules! build {
+            ($builder:ty, $key:ty) => {{
+                // First the client's settings: an option may change one of them.
+                let mut builder = <$builder>::from_env().with_client_options(client);
+                for (name, value) in &options.0 {
+                    builder = builder.with_config(<$key>::from_str(name)?, value);
+                }
+                Ok(Arc::new(builder.with_url(url).with_retry(retry).build()?))
+            }};
+        }
+        match self {
+            Self::Folder => {
+                let folder = url.strip_prefix("file://").unwrap_or(url);
+                Ok(Arc::new(LocalFileSystem::new_with_prefix(folder)?))
+            }
+            #[cfg(feature = "files")]
+            Self::S3 => build!(AmazonS3Builder, AmazonS3ConfigKey),
+            Self::Google => build!(GoogleCloudStorageBuilder, GoogleConfigKey),
+            Self::Azure => build!(MicrosoftAzureBuilder, AzureConfigKey),
+        }
     }
-    let builder = builder.with_url(url).with_retry(no_retries());
-    Ok(Arc::new(builder.with_client_options(client).build()?))
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::bucket::ObjectStoreOptions;
+use super::place::Address;
+use crate::bucket::{ObjectStoreOptions, OpenError};
 
 /// Files of change events, and how to read them.
 #[derive(Debug, Clone, Deserialize)]
@@ -80,6 +81,22 @@ impl FilesConfig {
             items_max: default_items(),
             line_bytes_max: default_line(),
             options: ObjectStoreOptions::default(),
+        }
+    }
+
+    /// Whether the path is one and its store has such options. Looks at nothing outside.
+    pub fn validate(&self) -> Result<(), FilesConfigError> {
+        let wrong = || FilesConfigError::Path(self.path.clone());
+        let address = Address::read(&self.path).ok_or_else(wrong)?;
+        Ok(address.kind.vet(&self.options)?)
+    }
+}
+
+impl From<OpenError> for FilesConfigError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Option(name) => Self::Option(name),
+            OpenError::Store(error) => Self::Store(error),
         }
     }
 }

@@ -16,7 +16,7 @@ use futures::StreamExt as _;
 
 use super::config::{FilesConfig, FilesConfigError};
 use super::unpack::Packing;
-use crate::bucket::{self, OpenError};
+use crate::bucket::Kind;
 
 /// Longest wait for a connection.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
@@ -91,44 +91,23 @@ impl Place {
     /// Opens the store. Sends nothing.
     pub(super) fn open(config: &FilesConfig) -> Result<Self, FilesConfigError> {
         let wrong = || FilesConfigError::Path(config.path.clone());
-        let (scheme, rest) = config.path.split_once("://").ok_or_else(wrong)?;
-        let failed = |error| match error {
-            OpenError::Option(name) => FilesConfigError::Option(name),
-            OpenError::Store(error) => FilesConfigError::Store(error),
-        };
-        if scheme == "file" {
-            if !rest.starts_with('/') || rest.len() == 1 {
-                return Err(wrong());
-            }
-            let (folder, only) = local(&config.path, rest)?;
-            let store = bucket::folder(&folder, &config.options).map_err(failed)?;
-            let base = format!("file://{}/", folder.display());
-            return Ok(Self { store, base, under: None, only, folder: Some(folder) });
-        }
-        let (bucket, path) = rest.split_once('/').unwrap_or((rest, ""));
-        if bucket.is_empty() || rest.contains(['?', '#']) {
-            return Err(wrong());
-        }
-        let url = format!("{scheme}://{bucket}");
+        let Address { kind, bucket, path } = Address::read(&config.path).ok_or_else(wrong)?;
         let client =
             ClientOptions::new().with_connect_timeout(CONNECT_WAIT).with_timeout(REQUEST_WAIT);
-        let store = match scheme {
-            "s3" => bucket::s3(&url, &config.options, client),
-            "gs" => bucket::google(&url, &config.options, client),
-            "az" | "azure" | "abfs" | "abfss" => bucket::azure(&url, &config.options, client),
-            _ => return Err(wrong()),
-        };
-        let store = store.map_err(failed)?;
-        Self::within(store, &url, path).ok_or_else(wrong)
+        if kind == Kind::Folder {
+            let (folder, only) = local(&config.path, path)?;
+            let base = format!("file://{}", folder.display());
+            let store = kind.open(&base, &config.options, client)?;
+            let base = format!("{base}/");
+            return Ok(Self { store, base, under: None, only, folder: Some(folder) });
+        }
+        let store = kind.open(bucket, &config.options, client)?;
+        Self::within(store, bucket, path).ok_or_else(wrong)
     }
 
     /// A part of a bucket that is open. None: the path is none that the crate carries as it is.
     pub(super) fn within(store: Arc<dyn ObjectStore>, url: &str, path: &str) -> Option<Self> {
-        let path = path.strip_suffix('/').unwrap_or(path);
-        let under = match path {
-            "" => None,
-            path => Some(Path::parse(path).ok().filter(|parsed| parsed.as_ref() == path)?),
-        };
+        let under = prefix(path)?;
         Some(Self { store, base: format!("{url}/"), under, only: None, folder: None })
     }
 
@@ -207,6 +186,43 @@ impl Place {
         tokio::time::timeout(REQUEST_WAIT, asked).await.map_err(|elapsed| {
             Fault::new(format!("{} does not answer within {REQUEST_WAIT:?}", self.shown()), elapsed)
         })
+    }
+}
+
+/// A path taken apart.
+pub(super) struct Address<'a> {
+    pub(super) kind: Kind,
+    /// The bucket's url. Empty for a folder.
+    bucket: &'a str,
+    /// What is behind the bucket; a folder's whole path.
+    path: &'a str,
+}
+
+impl<'a> Address<'a> {
+    /// None: it is no path of files, whatever stands there.
+    pub(super) fn read(whole: &'a str) -> Option<Self> {
+        let (scheme, rest) = whole.split_once("://")?;
+        let kind = Kind::of(scheme)?;
+        if kind == Kind::Folder {
+            let is_absolute = rest.starts_with('/') && rest.len() > 1;
+            return is_absolute.then_some(Self { kind, bucket: "", path: rest });
+        }
+        let bucket = rest.split('/').next().unwrap_or_default();
+        if bucket.is_empty() || rest.contains(['?', '#']) {
+            return None;
+        }
+        let (bucket, path) = whole.split_at(scheme.len() + "://".len() + bucket.len());
+        let path = path.strip_prefix('/').unwrap_or(path);
+        prefix(path)?;
+        Some(Self { kind, bucket, path })
+    }
+}
+
+/// A prefix as the crate has it: the outer none is one that it would not carry as it is.
+fn prefix(path: &str) -> Option<Option<Path>> {
+    match path.strip_suffix('/').unwrap_or(path) {
+        "" => Some(None),
+        path => Path::parse(path).ok().filter(|parsed| parsed.as_ref() == path).map(Some),
     }
 }
 
@@ -333,6 +349,11 @@ mod tests {
             let block = place.read(&entry, 0..entry.size).await.unwrap();
             assert!(entry.name.ends_with(std::str::from_utf8(&block.bytes).unwrap()), "{entry:?}");
             assert_eq!(block.version, entry.version);
+            // And when it is meant alone.
+            let alone = open(&entry.name, &[]).unwrap();
+            let [one] = &alone.list().await.unwrap()[..] else { panic!("{entry:?}") };
+            assert_eq!((&one.name, &one.version), (&entry.name, &entry.version));
+            assert_eq!(alone.read(one, 0..one.size).await.unwrap().bytes, block.bytes);
         }
     }
 

@@ -378,13 +378,21 @@ impl<P: Positions> Source for FilesSource<P> {
 
     async fn commit(&mut self, marks: Vec<Mark>) -> Result<(), SourceError> {
         let Some(files) = &mut self.files else { return Ok(()) };
-        let mut due = Vec::new();
+        let mut furthest: HashMap<&Arc<str>, &Position> = HashMap::new();
         for mark in &marks {
             let next = u64::try_from(mark.next).unwrap_or_default();
             let Some(state) = files.get(&mark.topic) else { continue };
             let durable = state.pending.iter().rev().find(|position| position.next <= next);
-            due.extend(durable.map(|position| (Arc::clone(&mark.topic), position.clone())));
+            let known = furthest.get(&mark.topic);
+            if let Some(durable) = durable.filter(|it| known.is_none_or(|known| it.is_after(known)))
+            {
+                furthest.insert(&mark.topic, durable);
+            }
         }
+        let due: Vec<(Arc<str>, Position)> = furthest
+            .into_iter()
+            .map(|(name, position)| (Arc::clone(name), position.clone()))
+            .collect();
         if due.is_empty() {
             return Ok(());
         }

@@ -1,14 +1,13 @@
 //! What the object store sink has to be told.
 
 use std::num::NonZeroUsize;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ::object_store::{ClientOptions, ObjectStore};
 use serde::Deserialize;
 
-use crate::bucket::{self, ObjectStoreOptions, OpenError};
+use crate::bucket::{Kind, ObjectStoreOptions, OpenError};
 
 /// A store of kind `object_store`.
 #[derive(Debug, Clone, Deserialize)]
@@ -81,16 +80,13 @@ impl ObjectStoreConfig {
             .with_timeout(self.request_timeout);
         // A path behind the bucket would be dropped without a word by the crate.
         let only_bucket = !rest.is_empty() && !rest.trim_end_matches('/').contains(['/', '?', '#']);
-        let opened = match scheme {
-            "file" if rest.starts_with('/') && rest.len() > 1 => {
-                bucket::folder(Path::new(rest), &self.options)
-            }
-            "gs" if only_bucket => bucket::google(&self.url, &self.options, client),
-            "az" | "azure" | "abfs" | "abfss" if only_bucket => {
-                bucket::azure(&self.url, &self.options, client)
-            }
-            _ => return Err(wrong()),
+        let kind = match Kind::of(scheme) {
+            Some(Kind::Folder) if rest.starts_with('/') && rest.len() > 1 => Kind::Folder,
+            Some(kind @ (Kind::Google | Kind::Azure)) if only_bucket => kind,
+            // S3 has a sink of its own.
+            Some(_) | None => return Err(wrong()),
         };
+        let opened = kind.open(&self.url, &self.options, client);
         opened.map_err(|error| match error {
             OpenError::Option(name) => ObjectStoreConfigError::Option(name),
             OpenError::Store(error) => ObjectStoreConfigError::Store(error),

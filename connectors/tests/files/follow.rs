@@ -3,19 +3,23 @@
 use std::time::Duration;
 
 use tokio::time::timeout;
-use tombstream_model::{Source as _, SourceError};
+use tombstream_model::{Mark, Source, SourceError};
 
 use crate::support::{
     BOUND, Folder, Kind, PACKED, all, events, lines, long_lines, next, said, some, text, values,
 };
 
-/// Nothing comes, for several looks.
-async fn nothing<S: tombstream_model::Source>(source: &mut S) {
+/// No event comes, for several looks. What comes are marks, at most.
+async fn nothing<S: Source>(source: &mut S) -> Vec<Mark> {
     let until = tokio::time::Instant::now() + Duration::from_millis(60);
+    let mut marks = Vec::new();
     while let Ok(polled) = tokio::time::timeout_at(until, source.next()).await {
-        assert!(events(&polled.unwrap()).is_empty());
+        let polled = polled.unwrap();
+        assert!(events(&polled).is_empty());
+        marks.extend(polled.marks);
     }
     assert!(!source.has_ended(), "a source that follows has no end");
+    marks
 }
 
 #[tokio::test]
@@ -45,9 +49,9 @@ async fn half_a_line_waits_for_its_other_half() {
     let (half, rest) = whole.split_at(whole.len() - 4);
     folder.append("a.jsonl", half);
     let mut source = folder.open();
-    let (texts, marks) = some(&mut source, 2).await;
+    let (texts, mut marks) = some(&mut source, 2).await;
     assert_eq!(texts, values(0..2));
-    nothing(&mut source).await;
+    marks.extend(nothing(&mut source).await);
     source.commit(marks).await.unwrap();
     drop(source);
     // Neither does a restart read it.
@@ -70,9 +74,9 @@ async fn half_a_line_that_is_too_long_waits_as_well() {
     folder.config.line_bytes_max = std::num::NonZeroUsize::new(100).unwrap();
     folder.append("a.jsonl", &format!("{}{}", lines(0..2), "x".repeat(5_000)));
     let mut source = folder.open();
-    let (texts, marks) = some(&mut source, 2).await;
+    let (texts, mut marks) = some(&mut source, 2).await;
     assert_eq!(texts, values(0..2));
-    nothing(&mut source).await;
+    marks.extend(nothing(&mut source).await);
     source.commit(marks).await.unwrap();
     drop(source);
     let mut source = folder.open();

@@ -55,6 +55,19 @@ async fn a_broken_file_is_an_error_that_names_it() {
 }
 
 #[tokio::test]
+async fn a_checksum_that_is_wrong_is_an_error_and_no_end() {
+    let folder = Folder::new();
+    let mut file = Kind::Gzip.pack(lines(0..3).as_bytes());
+    let at = file.len() - 6;
+    file[at] ^= 1;
+    folder.write("a.jsonl.gz", file);
+    let mut source = folder.open();
+    let (texts, error) = failing(&mut source).await;
+    assert_eq!(texts, values(0..3));
+    assert!(said(&error).contains("its gzip stream is broken"), "{}", said(&error));
+}
+
+#[tokio::test]
 async fn what_is_no_text_comes_as_it_is() {
     let folder = Folder::new();
     let bytes = b"\xff\xfe\x00\n{\"a\":\x01}\n\x00";
