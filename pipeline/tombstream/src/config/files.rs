@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tombstream_connectors::files;
 
-use super::document::Section;
+use super::document::{Place, Section};
 use super::relation::is_name;
 use super::source::Setting;
 
@@ -57,30 +57,43 @@ impl FilesSection {
         let follow = section.or("follow", default.follow);
         let items_max = section.or("items_max", default.items_max);
         let line_bytes_max = section.or("line_bytes_max", default.line_bytes_max);
-        let options = section.table("options", |options| {
-            let mut read = Vec::new();
-            for (name, place, setting) in options.rest::<Setting>() {
-                match &setting {
-                    Setting::Plain(_) if holds_secret(&name) => options.problem(
-                        place,
-                        "a secret must not be written here",
-                        "write { env = \"NAME\" } or { file = \"/path\" }",
-                    ),
-                    Setting::Plain(_) => {}
-                    Setting::Secret(secret) => options.note_secret(place, secret.clone()),
-                }
-                read.push((name, setting));
-            }
-            read
-        });
+        let options = section.table("options", read_options).unwrap_or_default();
         let (place, path) = path?;
-        if let Err(wrong) = files::is_path(&path) {
-            section.problem(place, wrong.to_string(), fix);
+        let mut config = files::FilesConfig::new(path.as_str());
+        config.options = options.iter().map(|(name, ..)| (name.as_str(), "unread")).collect();
+        if let Err(error) = config.validate() {
+            let wrong = options.iter().find(
+                |(name, ..)| matches!(&error, files::FilesConfigError::Option(it) if it == name),
+            );
+            match wrong {
+                Some((_, place, _)) => section.problem(
+                    place.clone(),
+                    "this kind of store has no such option",
+                    "write it as the crate object_store names it, such as aws_endpoint, or leave it out",
+                ),
+                None => section.problem(place, format!("{path:?} is no place of files"), fix),
+            }
             return None;
         }
-        let options = options.unwrap_or_default();
+        let options = options.into_iter().map(|(name, _, setting)| (name, setting)).collect();
         Some(Self { name, path, topic, follow, poll, items_max, line_bytes_max, options })
     }
+}
+
+fn read_options(section: &mut Section<'_, '_>) -> Vec<(String, Place, Setting)> {
+    let options = section.rest::<Setting>();
+    for (name, place, setting) in &options {
+        match setting {
+            Setting::Plain(_) if holds_secret(name) => section.problem(
+                place.clone(),
+                "a secret must not be written here",
+                "write { env = \"NAME\" } or { file = \"/path\" }",
+            ),
+            Setting::Plain(_) => {}
+            Setting::Secret(secret) => section.note_secret(place.clone(), secret.clone()),
+        }
+    }
+    options
 }
 
 /// Whether an option of the crate `object_store` is one that nobody may read.
