@@ -19,6 +19,8 @@ use crate::positions::Position;
 const BLOCK: u64 = 4 << 20;
 /// Bytes that are unpacked at once.
 const UNPACK: usize = 64 << 10;
+/// How often that is done in one go: what is passed over, or empty, may be gigabytes.
+const UNPACKS_MAX: usize = 64;
 /// Bytes of values after which a poll is full, though it has few events.
 const POLL_BYTES: usize = 8 << 20;
 
@@ -42,6 +44,8 @@ pub(super) enum Step {
     Lines(Vec<Event>, Position),
     /// The next block is needed.
     Hungry,
+    /// Nothing yet, and others want their turn.
+    Later,
     /// The next line is of a topic that is paused.
     Paused,
     /// Everything was read.
@@ -201,7 +205,7 @@ impl File {
     pub(super) fn step(&mut self, limits: &Limits) -> Result<Step, Trouble> {
         let mut events = Vec::new();
         let mut bytes = 0;
-        loop {
+        for _ in 0..UNPACKS_MAX {
             if self.has_arrived()? {
                 loop {
                     if events.len() >= limits.items_max || bytes >= POLL_BYTES {
@@ -231,6 +235,7 @@ impl File {
                 More::Broken(trouble) => return Err(trouble),
             }
         }
+        Ok(if events.is_empty() { Step::Later } else { self.tell(events) })
     }
 
     /// Whether reading is where it goes on.

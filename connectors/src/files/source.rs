@@ -167,6 +167,7 @@ impl<P: Positions> FilesSource<P> {
                 Ok(Step::Lines(events, position)) => {
                     return Ok(Some(self.polled(&name, events, position)));
                 }
+                Ok(Step::Later) => tokio::task::yield_now().await,
                 Ok(Step::Hungry) => match file.block().await {
                     Ok(Ok(())) => {}
                     Ok(Err(trouble)) => return Err(self.trouble(&name, &trouble)),
@@ -219,6 +220,7 @@ impl<P: Positions> FilesSource<P> {
         {
             return Err(SourceError::Unavailable(said.clone().into()));
         }
+        state.gone = false;
         let read = state.read.clone();
         let opened = File::open(&self.place, entry, read, &self.limits);
         self.open = Some(opened.map_err(|error| SourceError::Unavailable(error.into()))?);
