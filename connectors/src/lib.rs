@@ -1,11 +1,17 @@
 //! One folder for each outside system, each behind its feature. Siblings never see each other.
 
+#[cfg(any(feature = "files", feature = "object-store"))]
+mod bucket;
 #[cfg(feature = "elasticsearch")]
 pub mod elasticsearch;
+#[cfg(feature = "files")]
+pub mod files;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 #[cfg(feature = "object-store")]
 pub mod object_store;
+#[cfg(any(feature = "files", feature = "postgres"))]
+pub mod positions;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "s3")]

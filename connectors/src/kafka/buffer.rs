@@ -123,7 +123,7 @@ mod tests {
 
     fn event(topic: &str, partition: i32, offset: i64) -> Event {
         let origin = Origin { topic: topic.into(), partition, offset };
-        Event { origin, key: None, value: Some(Bytes::from_static(b"0123456789")) }
+        Event { origin, topic: None, key: None, value: Some(Bytes::from_static(b"0123456789")) }
     }
 
     /// Everything in it, published.

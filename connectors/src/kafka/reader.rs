@@ -145,7 +145,8 @@ impl Reader {
         if let Some((topic, assignment)) =
             state.assignments.read(message.topic(), partition, offset)
         {
-            let event = Event { origin: Origin { topic, partition, offset }, key, value };
+            let origin = Origin { topic, partition, offset };
+            let event = Event { origin, topic: None, key, value };
             state.buffer.push(event, assignment);
         }
         state.buffer.is_full()

@@ -1,17 +1,13 @@
 //! What the object store sink has to be told.
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::num::NonZeroUsize;
-use std::str::FromStr as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
-use ::object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
-use ::object_store::local::LocalFileSystem;
-use ::object_store::{ClientOptions, ObjectStore, RetryConfig};
+use ::object_store::{ClientOptions, ObjectStore};
 use serde::Deserialize;
+
+use crate::bucket::{Kind, ObjectStoreOptions, OpenError};
 
 /// A store of kind `object_store`.
 #[derive(Debug, Clone, Deserialize)]
@@ -43,10 +39,6 @@ pub struct ObjectStoreConfig {
     #[serde(skip)]
     pub options: ObjectStoreOptions,
 }
-
-/// Options by name. Their values can't be printed.
-#[derive(Clone, Default)]
-pub struct ObjectStoreOptions(BTreeMap<String, String>);
 
 /// Why a configuration can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -83,57 +75,22 @@ impl ObjectStoreConfig {
     pub(super) fn open(&self) -> Result<Arc<dyn ObjectStore>, ObjectStoreConfigError> {
         let wrong = || ObjectStoreConfigError::Url(self.url.clone());
         let (scheme, rest) = self.url.split_once("://").ok_or_else(wrong)?;
-        let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
         let client = ClientOptions::new()
             .with_connect_timeout(self.connect_timeout)
             .with_timeout(self.request_timeout);
         // A path behind the bucket would be dropped without a word by the crate.
         let only_bucket = !rest.is_empty() && !rest.trim_end_matches('/').contains(['/', '?', '#']);
-        match scheme {
-            "file" if rest.starts_with('/') && rest.len() > 1 => {
-                if let Some(name) = self.options.0.keys().next() {
-                    return Err(ObjectStoreConfigError::Option(name.clone()));
-                }
-                let store = LocalFileSystem::new_with_prefix(rest)
-                    .map_err(ObjectStoreConfigError::Store)?;
-                Ok(Arc::new(store))
-            }
-            "gs" if only_bucket => {
-                let mut builder = GoogleCloudStorageBuilder::from_env();
-                for (name, value) in &self.options.0 {
-                    let key = GoogleConfigKey::from_str(name)
-                        .map_err(|_| ObjectStoreConfigError::Option(name.clone()))?;
-                    builder = builder.with_config(key, value);
-                }
-                let builder = builder.with_url(&self.url).with_retry(retry);
-                let store = builder.with_client_options(client).build();
-                Ok(Arc::new(store.map_err(ObjectStoreConfigError::Store)?))
-            }
-            "az" | "azure" | "abfs" | "abfss" if only_bucket => {
-                let mut builder = MicrosoftAzureBuilder::from_env();
-                for (name, value) in &self.options.0 {
-                    let key = AzureConfigKey::from_str(name)
-                        .map_err(|_| ObjectStoreConfigError::Option(name.clone()))?;
-                    builder = builder.with_config(key, value);
-                }
-                let builder = builder.with_url(&self.url).with_retry(retry);
-                let store = builder.with_client_options(client).build();
-                Ok(Arc::new(store.map_err(ObjectStoreConfigError::Store)?))
-            }
-            _ => Err(wrong()),
-        }
-    }
-}
-
-impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for ObjectStoreOptions {
-    fn from_iter<I: IntoIterator<Item = (N, V)>>(options: I) -> Self {
-        Self(options.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
-    }
-}
-
-impl fmt::Debug for ObjectStoreOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.0.keys().map(|name| (name, "***"))).finish()
+        let kind = match Kind::of(scheme) {
+            Some(Kind::Folder) if rest.starts_with('/') && rest.len() > 1 => Kind::Folder,
+            Some(kind @ (Kind::Google | Kind::Azure)) if only_bucket => kind,
+            // S3 has a sink of its own.
+            Some(_) | None => return Err(wrong()),
+        };
+        let opened = kind.open(&self.url, &self.options, client);
+        opened.map_err(|error| match error {
+            OpenError::Option(name) => ObjectStoreConfigError::Option(name),
+            OpenError::Store(error) => ObjectStoreConfigError::Store(error),
+        })
     }
 }
 

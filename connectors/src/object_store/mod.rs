@@ -11,5 +11,6 @@
 mod config;
 mod sink;
 
-pub use config::{ObjectStoreConfig, ObjectStoreConfigError, ObjectStoreOptions};
+pub use crate::bucket::ObjectStoreOptions;
+pub use config::{ObjectStoreConfig, ObjectStoreConfigError};
 pub use sink::ObjectStoreSink;

@@ -23,6 +23,7 @@ mod ledger;
 mod migrate;
 mod owe;
 mod pool;
+mod positions;
 mod replication;
 mod resume;
 mod statement;
@@ -37,6 +38,7 @@ pub use guard::{InstallError, install_relation, relation_sql};
 pub use ledger::{LedgerConfig, LedgerStore, PgLedger};
 pub use migrate::{MigrateFailure, migrate};
 pub use pool::{connect, for_a_pooler};
+pub use positions::PgPositions;
 pub use replication::{
     Gap, GapReason, Makes, PostgresSource, PrimaryKeys, ReplicationConfig, ReplicationConfigError,
     Scope, check_capture, fix_capture, read_snapshot,

@@ -7,6 +7,7 @@ mod claim;
 mod finalize;
 mod guard;
 mod pooler;
+mod positions;
 mod race;
 mod replication;
 mod support;

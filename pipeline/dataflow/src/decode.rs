@@ -11,7 +11,7 @@ use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use tombstream_model::decode::{DecodeError, Decoded, Decoder, RowDecoder, Skipped};
 use tombstream_model::wal::WalRow;
-use tombstream_model::{Candidate, DeadLetter, Event, Generation, Ledger, Origin, Relation};
+use tombstream_model::{Candidate, DeadLetter, Event, Generation, Ledger, Relation};
 
 use crate::bridge::{Call, Epoch};
 use crate::flow::LedgerParts;
@@ -53,7 +53,7 @@ impl Decode {
         match chunk.raw {
             Raw::Events(events) => {
                 for event in events {
-                    self.begin(chunk.source, &event.origin, &mut run);
+                    self.begin(chunk.source, event.topic(), &mut run);
                     let decoded = self.decoder.decode(&event, self.generation);
                     let failed = self.take(decoded, &mut run, found);
                     found.dead_letters.extend(failed.map(|error| letter(event, &error)));
@@ -61,7 +61,7 @@ impl Decode {
             }
             Raw::Rows(all) => {
                 for row in all {
-                    self.begin(chunk.source, &row.origin, &mut run);
+                    self.begin(chunk.source, &row.origin.topic, &mut run);
                     let failed = self.take(rows.decode(&row), &mut run, found);
                     found.dead_letters.extend(failed.map(|error| row_letter(row, &error)));
                 }
@@ -72,10 +72,10 @@ impl Decode {
     }
 
     /// Ends the run of another topic.
-    fn begin(&self, source: usize, origin: &Origin, run: &mut Run) {
-        if run.topic.as_ref() != Some(&origin.topic) {
+    fn begin(&self, source: usize, topic: &Arc<str>, run: &mut Run) {
+        if run.topic.as_ref() != Some(topic) {
             self.note(source, run);
-            run.topic = Some(Arc::clone(&origin.topic));
+            run.topic = Some(Arc::clone(topic));
         }
     }
 
@@ -124,14 +124,15 @@ impl Decode {
 }
 
 fn letter(event: Event, error: &DecodeError) -> DeadLetter {
-    let Event { origin, key, value } = event;
-    counter!(metric::DEAD_LETTERS, "topic" => origin.topic.to_string()).increment(1);
+    counter!(metric::DEAD_LETTERS, "topic" => event.topic().to_string()).increment(1);
+    let Event { origin, key, value, .. } = event;
     DeadLetter { origin, reason: error.to_string(), key, value }
 }
 
 /// A row of the log has its key inside the message.
 fn row_letter(row: WalRow, error: &DecodeError) -> DeadLetter {
-    letter(Event { origin: row.origin, key: None, value: Some(row.message) }, error)
+    let value = Some(row.message);
+    letter(Event { origin: row.origin, topic: None, key: None, value }, error)
 }
 
 /// Irrelevant messages of a chunk by kind: most of a real topic, so they are counted once a chunk.

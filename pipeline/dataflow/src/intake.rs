@@ -79,6 +79,10 @@ impl Reader {
         let (mut reads, mut finishing) = (true, false);
         let mut read: Option<Polled> = None;
         loop {
+            if reads && read.is_none() && source.has_ended() {
+                tracing::info!(source = place, "the source has ended: everything of it is read");
+                reads = false;
+            }
             if !reads {
                 // What was read and has no room yet is not committed, and so read again.
                 (polled, read) = (None, None);
@@ -264,12 +268,8 @@ impl Intake {
                 () = close => self.close().await,
                 polled = self.polled.recv() => match polled {
                     Some((source, polled)) => self.take(source, polled).await,
-                    None => {
-                        // Sources that need a person; the process may still be asked to stop.
-                        let closed = self.close().await;
-                        stopping.up().await;
-                        closed
-                    }
+                    // Every source has ended or needs a person. What was read becomes durable.
+                    None => break Ended::Stopped,
                 },
             };
             if let Err(ended) = went {

@@ -39,7 +39,7 @@ use flow::Flow;
 pub use health::{Health, LedgerHealth, SourceHealth, StoreHealth};
 pub use plan::{Config, Pipeline, StageConfig, StartError, Store, StoreConfig, Verify};
 pub use port::{ErasedSink, ErasedSource};
-pub use running::{RunError, Running, Stopped};
+pub use running::{RunError, Running, Stopped, Unfinished};
 
 /// One worker's flow, top to bottom.
 pub(crate) fn assemble<L: Ledger>(

@@ -26,6 +26,9 @@ pub trait ErasedSource: Send + 'static {
     /// See [`Source::commit`].
     fn commit(&mut self, marks: Vec<Mark>) -> BoxFuture<'_, Result<(), SourceError>>;
 
+    /// See [`Source::has_ended`].
+    fn has_ended(&self) -> bool;
+
     /// See [`Source::pause`].
     fn pause(&mut self, topic: &str) -> Result<(), SourceError>;
 
@@ -57,6 +60,10 @@ impl<S: Source> ErasedSource for S {
 
     fn commit(&mut self, marks: Vec<Mark>) -> BoxFuture<'_, Result<(), SourceError>> {
         Box::pin(Source::commit(self, marks))
+    }
+
+    fn has_ended(&self) -> bool {
+        Source::has_ended(self)
     }
 
     fn pause(&mut self, topic: &str) -> Result<(), SourceError> {

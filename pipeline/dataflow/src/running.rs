@@ -28,6 +28,8 @@ pub struct Running {
     board: Arc<Board>,
     ledge: Arc<Ledge>,
     stop: watch::Sender<bool>,
+    /// The sources that still read or have to commit.
+    left: watch::Receiver<usize>,
     end: End,
     commit_timeout: Duration,
     tasks: Vec<JoinHandle<()>>,
@@ -63,6 +65,22 @@ pub enum RunError {
     /// A worker or the intake ended by itself.
     #[error("the pipeline broke: {0}")]
     Broken(String),
+}
+
+/// Why not everything was read that the sources have, though none of them reads any more.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfinished {
+    /// The pipeline broke.
+    #[error("the pipeline broke: {0}")]
+    Broken(String),
+    /// Sources that need a person, by their place, with what they said.
+    #[error("{}", said(.0))]
+    Halted(Vec<(usize, String)>),
+}
+
+fn said(halted: &[(usize, String)]) -> String {
+    let each = halted.iter().map(|(_, said)| said.as_str());
+    format!("not everything could be read: {}", each.collect::<Vec<_>>().join("; "))
 }
 
 impl<L: Ledger> Pipeline<L> {
@@ -116,11 +134,14 @@ impl<L: Ledger> Pipeline<L> {
             reading: Reading::default(),
         };
         let mut tasks = Vec::new();
+        let (left_to, left) = watch::channel(readers.len());
         for (place, reader) in readers.into_iter().enumerate() {
             let fuse = Fuse::new(format!("the task of source {place}"), &board, &end);
+            let left_to = left_to.clone();
             tasks.push(handle.spawn(async move {
                 reader.run().await;
                 fuse.safe();
+                left_to.send_modify(|left| *left -= 1);
             }));
         }
         let fuse = Fuse::new("the committer".to_owned(), &board, &end);
@@ -137,7 +158,8 @@ impl<L: Ledger> Pipeline<L> {
             }
         }));
         let commit_timeout = config.commit_timeout;
-        Ok(Running { board, ledge, stop, end, commit_timeout, tasks, threads: Some(threads) })
+        let threads = Some(threads);
+        Ok(Running { board, ledge, stop, left, end, commit_timeout, tasks, threads })
     }
 }
 
@@ -260,6 +282,25 @@ impl Running {
     /// Waits until the pipeline breaks, which it never should. Dropping the future is harmless.
     pub async fn broken(&self) -> RunError {
         RunError::Broken(self.board.until_broken().await)
+    }
+
+    /// Waits until every source has ended, and what they read is durable and committed. A source that
+    /// needs a person ends too, with an error when all others have. Dropping the future is harmless.
+    ///
+    /// Most sources follow a log for ever: then this never comes.
+    pub async fn finished(&self) -> Result<(), Unfinished> {
+        let mut left = self.left.clone();
+        tokio::select! {
+            biased;
+            broken = self.board.until_broken() => return Err(Unfinished::Broken(broken)),
+            none = left.wait_for(|left| *left == 0) => if none.is_err() {
+                tracing::trace!("the sources' tasks are gone");
+            },
+        }
+        let health = self.board.health();
+        let halted = health.sources.into_iter().filter(|(_, source)| source.halted);
+        let halted: Vec<_> = halted.map(|(place, source)| (place, source.said)).collect();
+        if halted.is_empty() { Ok(()) } else { Err(Unfinished::Halted(halted)) }
     }
 
     /// Stops reading, waits up to `drain` until what was read is durable, commits that, and ends the

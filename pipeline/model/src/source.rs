@@ -12,10 +12,19 @@ use crate::{Candidate, DeletionId, Disposition};
 pub struct Event {
     /// Where it stood.
     pub origin: Origin,
+    /// The topic that it was written to, where that is not where it stood: a line of a file tells it.
+    pub topic: Option<Arc<str>>,
     /// Its key, as bytes.
     pub key: Option<Bytes>,
     /// Its value, as bytes; none is a Kafka tombstone.
     pub value: Option<Bytes>,
+}
+
+impl Event {
+    /// The topic that it was written to. It tells the relation; the origin tells the event.
+    pub fn topic(&self) -> &Arc<str> {
+        self.topic.as_ref().unwrap_or(&self.origin.topic)
+    }
 }
 
 /// Where a message stood.
@@ -111,6 +120,13 @@ pub trait Source: Send + 'static {
 
     /// Commits `marks`: everything before them is durable. Marks of a dead assignment are ignored.
     fn commit(&mut self, marks: Vec<Mark>) -> impl Future<Output = Result<(), SourceError>> + Send;
+
+    /// Whether nothing will ever come again: all is read that there is to read. Then `next` is not called
+    /// any more; marks may still be committed. A source that can't know it beforehand answers the call of
+    /// `next` under way with nothing.
+    fn has_ended(&self) -> bool {
+        false
+    }
 
     /// Stops reading `topic` until the process is started again.
     fn pause(&mut self, topic: &str) -> Result<(), SourceError>;

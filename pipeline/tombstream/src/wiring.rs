@@ -10,11 +10,12 @@ use sqlx::PgPool;
 use tombstream_api::{ApiConfig, ApiRelation, Tokens};
 use tombstream_connectors as connectors;
 use tombstream_connectors::elasticsearch::{self, ElasticsearchConfig, ElasticsearchSink};
+use tombstream_connectors::files::{self, FilesConfig, FilesSource};
 use tombstream_connectors::kafka::{self, KafkaConfig, KafkaPublisher, KafkaSource};
 use tombstream_connectors::object_store::{ObjectStoreConfig, ObjectStoreSink};
 use tombstream_connectors::postgres::{
-    self, LedgerConfig, LedgerStore, PgLedger, PostgresSource, ReplicationConfig, Scope, Sweep,
-    SweepConfig,
+    self, LedgerConfig, LedgerStore, PgLedger, PgPositions, PostgresSource, ReplicationConfig, Scope,
+    Sweep, SweepBell, SweepConfig,
 };
 use tombstream_connectors::s3::{self, S3Config, S3Sink};
 #[cfg(feature = "embedded")]
@@ -27,8 +28,8 @@ use tracing::{error, info, warn};
 use crate::config::TantivySection;
 use crate::config::{
     CaptureSection, Config, DatabaseConfig, ElasticsearchCredentials, ElasticsearchSection,
-    KafkaSection, ObjectStoreSection, PostgresSection, S3Section, Secret, SecretRef, Setting,
-    StoreConfig, StoreKind, Verify, Version,
+    FilesSection, KafkaSection, ObjectStoreSection, PostgresSection, S3Section, Secret, SecretRef,
+    Setting, StoreConfig, StoreKind, Verify, Version,
 };
 use crate::telemetry::Metrics;
 
@@ -111,6 +112,9 @@ pub(crate) async fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pi
         sources.push(Box::new(source));
     }
     let generation = ledger.generation().await.context("the ledger's generation")?;
+    if let Some(section) = &config.source.files {
+        sources.push(Box::new(files_source(config, section, pool.clone(), bell.clone())?));
+    }
     if let Some(section) = &config.source.postgres {
         let on_gap = move |gap: &postgres::Gap| {
             match gap.reason {
@@ -127,6 +131,53 @@ pub(crate) async fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pi
     }
     let limits = tombstream_dataflow::Config { generation, ..limits(config) };
     Ok(Pipeline { config: limits, relations, ledger: Arc::new(ledger), stores, sources })
+}
+
+/// Files, with their positions in the ledger.
+fn files_source(
+    config: &Config,
+    section: &FilesSection,
+    pool: PgPool,
+    bell: SweepBell,
+) -> anyhow::Result<FilesSource<PgPositions>> {
+    let on_gap = move |gap: &files::Gap| {
+        bell.ring();
+        error!(
+            file = gap.file,
+            next = gap.next,
+            "a file is gone that was not read to its end; the sweep looks for its flags now"
+        );
+    };
+    let positions = file_positions(config, section, pool);
+    files_config(section)
+        .and_then(|files| Ok(FilesSource::new(&files, positions, on_gap)?))
+        .context("source.files")
+}
+
+/// How far the files were read, as the ledger keeps it.
+pub(crate) fn file_positions(config: &Config, section: &FilesSection, pool: PgPool) -> PgPositions {
+    PgPositions::new(pool, section.name.as_str(), config.database.prepared_statements)
+}
+
+/// The files as their connector takes them.
+pub(crate) fn files_config(section: &FilesSection) -> anyhow::Result<FilesConfig> {
+    let mut config = FilesConfig::new(section.path.as_str());
+    config.topic = section.topic.clone();
+    config.follow = section.follow;
+    config.poll = section.poll;
+    config.items_max = section.items_max;
+    config.line_bytes_max = section.line_bytes_max;
+    config.options = section.options.iter().map(option).collect::<anyhow::Result<_>>()?;
+    Ok(config)
+}
+
+/// An option of a store, its secret read.
+fn option((name, setting): &(String, Setting)) -> anyhow::Result<(String, String)> {
+    let text = match setting {
+        Setting::Plain(text) => text.clone(),
+        Setting::Secret(secret) => resolve(secret)?.expose().to_owned(),
+    };
+    Ok((name.clone(), text))
 }
 
 /// The slot as its connector takes it.
@@ -291,13 +342,6 @@ fn object_store_sink(
     config.in_flight_max = section.requests_max;
     config.connect_timeout = section.connect_timeout;
     config.request_timeout = store.timeout;
-    let option = |(name, setting): &(String, Setting)| {
-        let text = match setting {
-            Setting::Plain(text) => text.clone(),
-            Setting::Secret(secret) => resolve(secret)?.expose().to_owned(),
-        };
-        anyhow::Ok((name.clone(), text))
-    };
     config.options = section.options.iter().map(option).collect::<anyhow::Result<_>>()?;
     Ok(ObjectStoreSink::new(config)?)
 }

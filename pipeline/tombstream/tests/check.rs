@@ -370,3 +370,67 @@ fn a_build_without_embedded_says_what_to_build() {
          fix: build it with --features embedded (which is a default), or use another kind\n"
     );
 }
+
+/// [source.files] in the place of [source.kafka].
+fn said_of_files(section: &str) -> String {
+    let kafka = "[source.kafka.settings]\n\"bootstrap.servers\" = \"127.0.0.1:9092\"\n";
+    said(&[(kafka, &format!("[source.files]\n{section}"))])
+}
+
+#[test]
+fn files_need_a_place_that_can_be_one() {
+    let fix = "    fix: write path = \"file:///folder\", \"s3://bucket/folder\", \"gs://bucket/folder\" or \
+               \"az://container/folder\"\n";
+    assert_eq!(said_of_files(""), format!("t.toml:7: `source.files.path`: missing\n{fix}"));
+    assert_eq!(
+        said_of_files("path = \"/srv/archive\"\n"),
+        format!("t.toml:8: `source.files.path`: \"/srv/archive\" is no place of files\n{fix}")
+    );
+}
+
+#[test]
+fn options_of_the_files_store_are_known_ones_and_hold_no_secret() {
+    let options = "path = \"s3://bucket/archive\"\n[source.files.options]\n";
+    assert_eq!(
+        said_of_files(&format!("{options}aws_endpont = \"http://127.0.0.1:9000\"\n")),
+        "t.toml:10: `source.files.options.aws_endpont`: this kind of store has no such option\n    \
+         fix: write it as the crate object_store names it, such as aws_endpoint, or leave it out\n"
+    );
+    assert_eq!(
+        said_of_files(&format!("{options}aws_secret_access_key = \"hunter2\"\n")),
+        "t.toml:10: `source.files.options.aws_secret_access_key`: a secret must not be written \
+         here\n    fix: write { env = \"NAME\" } or { file = \"/path\" }\n"
+    );
+    assert_eq!(
+        said_of_files(&format!("{options}aws_secret_access_key = {{ env = \"NO_SUCH\" }}\n")),
+        "t.toml:10: `source.files.options.aws_secret_access_key`: the environment variable NO_SUCH is \
+         not set\n    fix: export NO_SUCH=…, or name a file: { file = \"/path\" }\n"
+    );
+}
+
+#[test]
+fn files_are_not_listed_without_a_pause_and_have_a_plain_name() {
+    let section = "path = \"file:///srv\"\npoll = \"1ms\"\nname = \"Files 2\"\n";
+    assert_eq!(
+        said_of_files(section),
+        "t.toml:9: `source.files.poll`: 1ms would list without a pause\n    \
+         fix: write \"10ms\" or more; 1s is the default\n\
+         t.toml:10: `source.files.name`: \"Files 2\" is no name of a source\n    \
+         fix: use lower-case letters, digits, - and _, beginning with a letter\n"
+    );
+}
+
+#[test]
+fn topics_need_a_reader_and_files_are_one() {
+    let kafka = "[source.kafka.settings]\n\"bootstrap.servers\" = \"127.0.0.1:9092\"\n";
+    assert_eq!(
+        said(&[(kafka, "")]),
+        "t.toml:22: `relation.documents.topics`: names topics, but nothing reads Kafka or files\n    \
+         fix: add [source.kafka] or [source.files], or leave topics out: the sweep finds the flags\n"
+    );
+    let files = WHOLE.replace(kafka, "[source.files]\npath = \"file:///srv/archive\"\n");
+    for text in [files.as_str(), &files.replace("topics = [\"app.public.documents\"]\n", "")] {
+        let (output, _folder) = check(text);
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}

@@ -283,3 +283,72 @@ async fn run_refuses_a_relation_whose_removed_rows_would_take_children_along() {
     }
     place.end().await;
 }
+
+/// An update of a note's flag, as Debezium writes it, as a record of Kafka.
+fn flagged_record(id: i64) -> String {
+    let envelope = serde_json::json!({
+        "before": null, "after": {"id": id, "gone": "2026-01-02T03:04:05.000000Z"}, "op": "u",
+        "source": {"snapshot": "false", "schema": "public", "table": "notes", "lsn": 10 + id},
+    });
+    let record = serde_json::json!({
+        "topic": "app.public.notes", "partition": 0, "offset": id, "key": null,
+        "value": envelope.to_string(),
+    });
+    record.to_string()
+}
+
+#[tokio::test]
+async fn events_in_files_are_read_and_their_positions_are_kept() {
+    let mut place = Place::new().await;
+    let archive = place.folder.path().join("archive");
+    std::fs::create_dir(&archive).unwrap();
+    let config = place.folder.path().join("tombstream.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    // The sweep would find the flag, too.
+    let text = text.replace("after = \"0s\"", "after = \"1h\"").replace(
+        "[source.sweep]",
+        &format!("[source.files]\npath = \"file://{}\"\n[source.sweep]", archive.display()),
+    );
+    std::fs::write(&config, text).unwrap();
+    assert!(place.run(&["migrate"]).status.success());
+    let insert = "insert into public.notes values (1, '2026-01-02T03:04:05Z'), (2, null)";
+    sqlx::raw_sql(insert).execute(&mut place.db).await.unwrap();
+    let lines = format!("{}\n{}\nwords\n", flagged_record(1), flagged_record(2));
+    std::fs::write(archive.join("a.jsonl"), &lines).unwrap();
+    let checked = |place: &Place| text_of(&place.run(&["check", "--live"]));
+    let size = lines.len();
+    let left = format!("source files: 1 files of {size} bytes; {size} bytes of 1 are left to read");
+    assert!(checked(&place).contains(&left), "{}", checked(&place));
+
+    let mut process = place.command(&["run"]).stderr(Stdio::piped()).spawn().unwrap();
+    let log = wait_for_log(&mut process, "running");
+    until("the flagged row goes", async || place.rows().await == 1).await;
+    until("the file is done", async || {
+        let done = "select count(*) from tombstream.file_position where whole is not null";
+        sqlx::query_scalar::<_, i64>(done).fetch_one(&mut place.db).await.unwrap() == 1
+    })
+    .await;
+    terminate(&process);
+    assert_eq!(process.wait().unwrap().code(), Some(0));
+    drop(log);
+    let letters = text_of(&place.run(&["dead-letters", "list"]));
+    let at = size - "words\n".len();
+    assert!(
+        letters.contains(&format!("file://{}/a.jsonl/0@{at}: ", archive.display())),
+        "{letters}"
+    );
+    let done = checked(&place);
+    assert!(done.contains("; 0 bytes of 0 are left to read"), "{done}");
+    // Cut, it is an error that says what to do.
+    std::fs::write(archive.join("a.jsonl"), "words\n").unwrap();
+    let cut = checked(&place);
+    assert!(
+        cut.contains("error   source files: ") && cut.contains("delete from tombstream."),
+        "{cut}"
+    );
+    place.end().await;
+}
+
+fn text_of(output: &Output) -> String {
+    text(&output.stdout)
+}

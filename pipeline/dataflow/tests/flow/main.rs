@@ -1,6 +1,7 @@
 //! The whole flow with everything in memory, always with two workers.
 
 mod commit;
+mod end;
 mod ledger;
 mod random;
 mod sources;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tombstream_dataflow::{ErasedSource, Pipeline, RunError};
-use tombstream_model::{Mark, Polled, Source, SourceError, State};
+use tombstream_dataflow::{ErasedSource, Pipeline, RunError, Unfinished};
+use tombstream_model::{Event, Mark, Origin, Polled, Records, Source, SourceError, State};
 
 use crate::support::{RELATION, Rig, event, key, until};
 
@@ -76,6 +76,30 @@ async fn a_wholly_wrong_converter_pauses_its_topic_and_no_other() {
     assert!((101..5_000).contains(&buried), "{buried} buried");
     assert_eq!(rig.sources[0].committed() * 50, buried, "what is committed is buried");
     assert_eq!(rig.ledger.count(State::Finalized), 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_line_of_a_file_counts_for_its_topic_and_is_buried_with_its_place() {
+    let rig = Rig::new(1, 1);
+    let line = |at: i64| Event {
+        origin: Origin { topic: "file:///a.jsonl".into(), partition: 0, offset: at * 10 },
+        topic: Some("app.public.documents".into()),
+        key: None,
+        value: Some("not an envelope".into()),
+    };
+    // Flattened, so that nothing but the topic says whose row it is.
+    let flat = r#"{"id":1,"deleted_at":"2026-01-02T03:04:05.000000Z"}"#;
+    rig.flag(1..2);
+    let row = Event { value: Some(flat.into()), ..line(0) };
+    rig.sources[0].push(Records::Events(vec![row]));
+    let running = rig.start();
+    until("the row goes", || rig.ledger.count(State::Finalized) == 1).await;
+    rig.sources[0].push(Records::Events((1..200).map(line).collect()));
+    until("the topic is paused", || !rig.sources[0].paused().is_empty()).await;
+    assert_eq!(rig.sources[0].paused(), ["app.public.documents"]);
+    until("all are buried", || rig.ledger.buried().len() == 199).await;
+    assert!(rig.ledger.buried().iter().all(|origin| &*origin.topic == "file:///a.jsonl"));
+    running.stop(Duration::from_secs(10)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -199,5 +223,6 @@ async fn a_part_that_breaks_ends_the_pipeline_and_says_so() {
     let RunError::Broken(said) = running.broken().await;
     assert!(said.contains("source 0"), "{said}");
     assert!(running.health().broken.is_some());
+    assert!(matches!(running.finished().await, Err(Unfinished::Broken(_))));
     assert!(running.stop(Duration::from_secs(10)).await.is_err());
 }

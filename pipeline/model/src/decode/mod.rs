@@ -204,7 +204,7 @@ impl Decoder {
             text = payload.get();
             fields = Fields::read(text)?;
         }
-        let topic = &*event.origin.topic;
+        let topic = &**event.topic();
         let key = || event.key.as_ref().map(|key| json::text(key, Part::Key)).transpose();
 
         let added = fields.added();

@@ -25,6 +25,7 @@ pub(crate) fn relation(table: &str, topics: &[&str]) -> Relation {
 pub(crate) fn event(topic: &str, key: Option<&[u8]>, value: Option<&[u8]>) -> Event {
     Event {
         origin: Origin { topic: Arc::from(topic), partition: 0, offset: 0 },
+        topic: None,
         key: key.map(Bytes::copy_from_slice),
         value: value.map(Bytes::copy_from_slice),
     }

@@ -42,6 +42,7 @@ struct State {
     next_errors: VecDeque<SourceError>,
     commit_errors: VecDeque<SourceError>,
     commits_hang: bool,
+    ends: bool,
 }
 
 impl SourceControl {
@@ -72,6 +73,12 @@ impl SourceControl {
         self.inner.news.notify_waiters();
     }
 
+    /// Nothing is added any more: a source that has read everything has ended.
+    pub fn ends(&self) {
+        self.state().ends = true;
+        self.inner.news.notify_waiters();
+    }
+
     /// Adds a poll that brings candidates.
     pub fn candidates(&self, candidates: impl IntoIterator<Item = Candidate>) {
         self.push(Records::Candidates(candidates.into_iter().collect()));
@@ -92,6 +99,7 @@ impl SourceControl {
                 partition: 0,
                 offset: first + i64::try_from(at).expect("a poll is short"),
             },
+            topic: None,
             key: None,
             value: Some(value.into()),
         });
@@ -167,6 +175,9 @@ impl Source for MemorySource {
                     self.read += 1;
                     return Ok(polled);
                 }
+                if state.ends && self.read == state.script.len() {
+                    return Ok(Polled { records: Records::Events(Vec::new()), marks: Vec::new() });
+                }
             }
             news.await;
         }
@@ -192,6 +203,11 @@ impl Source for MemorySource {
         }
         state.commits.push(marks);
         Ok(())
+    }
+
+    fn has_ended(&self) -> bool {
+        let state = self.control.state();
+        state.ends && self.read == state.script.len() && state.next_errors.is_empty()
     }
 
     fn pause(&mut self, topic: &str) -> Result<(), SourceError> {

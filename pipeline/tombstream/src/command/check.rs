@@ -8,10 +8,11 @@
 use sqlx::PgPool;
 use tombstream_api::Tokens;
 use tombstream_connectors::elasticsearch::ElasticsearchSink;
+use tombstream_connectors::positions::Positions as _;
 use tombstream_connectors::postgres::{self, Finding, Makes, ReplicationConfig, Severity};
 #[cfg(feature = "embedded")]
 use tombstream_connectors::tantivy::TantivySink;
-use tombstream_connectors::{kafka, s3};
+use tombstream_connectors::{files, kafka, s3};
 use tombstream_model::{AddressTemplate, FlagKind, Relation, SinkError, StoreId};
 
 use super::{Failure, chain};
@@ -127,6 +128,42 @@ async fn database(config: &Config, fix: bool, report: &mut Report) {
             Ok(findings) => report.add(about, findings),
             Err(error) => report.error(about, &format!("it can't be looked at: {}", chain(&error))),
         }
+    }
+    source_files(config, &pool, report).await;
+}
+
+/// Whether the files can be listed, and what is left to read.
+async fn source_files(config: &Config, pool: &PgPool, report: &mut Report) {
+    let about = "source files";
+    let Some(section) = &config.source.files else { return };
+    let positions = wiring::file_positions(config, section, pool.clone());
+    let files = match wiring::files_config(section) {
+        Ok(files) => files,
+        Err(error) => return report.error(about, &chain(error.as_ref())),
+    };
+    let facts = match files::check(&files, &positions).await {
+        Ok(facts) => facts,
+        Err(error) => return report.error(about, &chain(&error)),
+    };
+    if facts.files == 0 {
+        let text = format!(
+            "there is no file at {} whose name ends in .jsonl, .ndjson or .json, plain, .gz or .zst",
+            section.path
+        );
+        report.warning(about, &text);
+    }
+    let files::FilesFacts { files, bytes, files_left, bytes_left, shrunk } = facts;
+    report.good(
+        about,
+        &format!("{files} files of {bytes} bytes; {bytes_left} bytes of {files_left} are left to read"),
+    );
+    for file in shrunk {
+        let text = format!(
+            "{file} is shorter than what was read of it: it was cut or replaced, and reading ends there; \
+             give a new file a new name, or forget the old one: {}",
+            positions.forgetting(&file)
+        );
+        report.error(about, &text);
     }
 }
 

@@ -8,6 +8,7 @@ mod api;
 mod capture;
 mod database;
 mod document;
+mod files;
 mod pipeline;
 mod relation;
 mod rules;
@@ -25,6 +26,7 @@ pub(crate) use api::ApiSection;
 pub(crate) use capture::CaptureSection;
 pub(crate) use database::DatabaseConfig;
 pub(crate) use document::{Place, Problem, Problems};
+pub(crate) use files::FilesSection;
 pub(crate) use pipeline::PipelineConfig;
 pub(crate) use relation::RouteConfig;
 pub(crate) use secret::{Secret, SecretRef};
@@ -144,7 +146,7 @@ impl Config {
         rules::apart(root, &relations);
         if let Some(source) = &source {
             let kafka = source.kafka.as_ref().map(|kafka| &kafka.place);
-            rules::topics(root, kafka, &relations);
+            rules::topics(root, kafka, source.files.is_some(), &relations);
             rules::streams(root, database.as_ref(), source.postgres.as_ref());
         }
         let mut models = Vec::new();

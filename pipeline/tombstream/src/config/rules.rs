@@ -70,17 +70,20 @@ pub(super) fn apart(section: &Section<'_, '_>, relations: &[RelationConfig]) {
 pub(super) fn topics(
     section: &Section<'_, '_>,
     kafka: Option<&Place>,
+    has_files: bool,
     relations: &[RelationConfig],
 ) {
     let named: Vec<&Place> =
         relations.iter().flat_map(|relation| &relation.topics).map(|(place, _)| place).collect();
     match kafka {
+        // A line of a file may name its table, so that files alone need no topics.
+        None if has_files => {}
         None => {
             for place in named {
                 section.problem(
                     place.clone(),
-                    "names topics, but nothing reads Kafka",
-                    "add [source.kafka], or leave topics out: the sweep finds the flags",
+                    "names topics, but nothing reads Kafka or files",
+                    "add [source.kafka] or [source.files], or leave topics out: the sweep finds the flags",
                 );
             }
         }

@@ -8,6 +8,7 @@ use tombstream_connectors::{Secret, kafka, postgres};
 use toml::de::DeValue;
 
 use super::document::{Place, Section};
+use super::files::FilesSection;
 use super::secret::SecretRef;
 use super::value::{Leaf, Wrong, describe};
 
@@ -17,6 +18,7 @@ pub(crate) struct SourceConfig {
     /// Neither of them: the sweep alone finds the flags.
     pub(crate) kafka: Option<KafkaSection>,
     pub(crate) postgres: Option<PostgresSection>,
+    pub(crate) files: Option<FilesSection>,
     pub(crate) sweep: SweepSection,
 }
 
@@ -77,11 +79,13 @@ impl SourceConfig {
         let written = section.has("kafka");
         let kafka = section.table("kafka", KafkaSection::read).flatten();
         let postgres = section.table("postgres", PostgresSection::read);
+        let has_files = section.has("files");
+        let files = section.table("files", FilesSection::read).flatten();
         let sweep = section.table("sweep", SweepSection::read);
-        if written && kafka.is_none() {
+        if (written && kafka.is_none()) || (has_files && files.is_none()) {
             return None;
         }
-        Some(Self { kafka, postgres, sweep: sweep.unwrap_or_default() })
+        Some(Self { kafka, postgres, files, sweep: sweep.unwrap_or_default() })
     }
 }
 

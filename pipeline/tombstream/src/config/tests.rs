@@ -92,6 +92,10 @@ fn what_the_example_offers_can_be_taken() {
         lines.lines().filter(|line| !line.contains("line: ")).collect::<Vec<_>>().join("\n")
     };
     assert_eq!(shown(&offered), shown(&bare));
+    let files = section("[source.files]");
+    let path = files.lines().find(|line| line.starts_with("path")).unwrap();
+    let shown = |text: &str| format!("{:?}", with(text).source.files);
+    assert_eq!(shown(&files), shown(&format!("[source.files]\n{path}")));
     let capture = section("[capture]");
     let broker = section("[capture.kafka.settings]");
     let offered = with(&format!("{capture}\n{broker}"));
