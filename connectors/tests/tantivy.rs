@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
-#[path = "tantivy/crash.rs"]
-mod crash;
 #[path = "tantivy/fixture.rs"]
 mod fixture;
 
@@ -13,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use fixture::{Fixture, NONE, document, schema, target, writer};
 use futures::FutureExt as _;
+use tantivy::indexer::NoMergePolicy;
 use tantivy::schema::{FAST, STORED, STRING, Schema, TEXT};
 use tantivy::{Index, TantivyDocument, Term};
 use tombstream_connectors::tantivy::{Facts, FieldFacts, TantivyConfig, TantivySink};
@@ -206,14 +205,17 @@ async fn a_missing_index_is_no_absence_and_is_not_made() {
 
 #[tokio::test]
 async fn a_lock_that_another_writer_holds_is_waited_for_and_then_said() {
-    let fixture = Fixture::with(false, |config| config.timeout = Duration::from_millis(400));
+    let fixture = Fixture::new(false);
     fixture.add_all(&["1"]);
+    let mut config = TantivyConfig::new(fixture.path().to_str().unwrap());
+    config.timeout = Duration::from_secs(1);
+    let impatient = TantivySink::new(config).unwrap();
     let index = fixture.index();
     let mut other = writer(&index);
     other.add_document(document("2", "", "not committed")).unwrap();
     // An absence beside a writer with work in hand would prove nothing.
     for id in ["1", "2"] {
-        let error = fixture.sink.destroy(&[fixture.id(id)]).await.unwrap_err();
+        let error = impatient.destroy(&[fixture.id(id)]).await.unwrap_err();
         let SinkError::Unavailable(said) = error else { panic!("{error}") };
         assert!(said.to_string().contains("must drop its writer"), "{said}");
     }
@@ -301,6 +303,26 @@ async fn a_deleted_document_leaves_no_byte_in_any_file() {
     assert_eq!(fixture.index().searchable_segment_ids().unwrap(), []);
 }
 
+/// Which segments are merged, and when, is the application's matter.
+#[tokio::test]
+async fn segments_that_hold_nothing_deleted_are_left_as_they_are() {
+    let fixture = Fixture::new(false);
+    let mut writer = writer(&fixture.index());
+    writer.set_merge_policy(Box::new(NoMergePolicy));
+    for number in 0..20 {
+        for part in ["a", "b"] {
+            writer.add_document(document(&format!("{number}{part}"), "", "text")).unwrap();
+        }
+        writer.commit().unwrap();
+    }
+    drop(writer);
+    let before = fixture.index().searchable_segment_ids().unwrap();
+    assert_eq!(fixture.verdicts(&[fixture.id("7a"), fixture.id("7c")]).await.len(), 2);
+    let after = fixture.index().searchable_segment_ids().unwrap();
+    assert_eq!((before.len(), after.len()), (20, 20));
+    assert_eq!(before.iter().filter(|segment| !after.contains(segment)).count(), 1);
+}
+
 /// Deleted and committed by somebody who did not rewrite: a process that died, or the application.
 #[tokio::test]
 async fn what_an_earlier_attempt_left_on_the_disk_is_no_absence() {
@@ -330,13 +352,13 @@ async fn what_an_earlier_attempt_left_on_the_disk_is_no_absence() {
 #[tokio::test]
 async fn until_the_rewrite_nothing_is_confirmed_and_then_it_is_deleted_not_absent() {
     let fixture = Fixture::with(false, |config| {
-        config.purge_wait = Duration::from_millis(1_500);
-        config.timeout = Duration::from_millis(400);
+        config.purge_wait = Duration::from_secs(3);
+        config.timeout = Duration::from_secs(1);
     });
     fixture.add_all(&["1", "2"]);
     fixture.add("3", "", "markerthree");
     fixture.add_all(&["4", "5"]);
-    assert_eq!(fixture.verdicts(&[fixture.id("1")]).await, [Verdict::Deleted]);
+    assert_eq!(fixture.settled(&[fixture.id("1")]).await, [Verdict::Deleted]);
     let batch = [fixture.id("4"), fixture.id("6")];
     let outcomes = fixture.sink.destroy(&batch).await.unwrap();
     assert_eq!(outcomes[0].verdict, Verdict::Busy);
@@ -344,13 +366,7 @@ async fn until_the_rewrite_nothing_is_confirmed_and_then_it_is_deleted_not_absen
     assert_eq!(outcomes[1].verdict, Verdict::Busy);
     assert_eq!(fixture.sink.look(&batch).await.unwrap(), [Presence::Absent; 2]);
     assert_ne!(fixture.files_with("the copy of 4"), NONE);
-    loop {
-        let verdicts = fixture.verdicts(&batch).await;
-        if verdicts[0] != Verdict::Busy {
-            assert_eq!(verdicts, [Verdict::Deleted, Verdict::Absent]);
-            break;
-        }
-    }
+    assert_eq!(fixture.settled(&batch).await, [Verdict::Deleted, Verdict::Absent]);
     assert_eq!(fixture.files_with("the copy of 4"), NONE);
 }
 
@@ -359,14 +375,14 @@ async fn until_the_rewrite_nothing_is_confirmed_and_then_it_is_deleted_not_absen
 #[tokio::test]
 async fn the_first_rewrite_after_a_delete_is_enough_whatever_is_deleted_since() {
     let fixture = Fixture::with(false, |config| {
-        config.purge_wait = Duration::from_millis(1_500);
-        config.timeout = Duration::from_millis(400);
+        config.purge_wait = Duration::from_secs(3);
+        config.timeout = Duration::from_secs(1);
     });
     fixture.add_all(&["1", "2", "3", "4", "5"]);
-    assert_eq!(fixture.verdicts(&[fixture.id("1")]).await, [Verdict::Deleted]);
+    assert_eq!(fixture.settled(&[fixture.id("1")]).await, [Verdict::Deleted]);
     let waits = [fixture.id("2"), fixture.id("6")];
     assert_eq!(fixture.verdicts(&waits).await, [Verdict::Busy; 2]);
-    while fixture.verdicts(&[fixture.id("3")]).await != [Verdict::Deleted] {}
+    assert_eq!(fixture.settled(&[fixture.id("3")]).await, [Verdict::Deleted]);
     assert_eq!(fixture.verdicts(&[fixture.id("4")]).await, [Verdict::Busy]);
     assert_ne!(fixture.files_with("the copy of 4"), NONE);
     assert_eq!(fixture.verdicts(&waits).await, [Verdict::Deleted, Verdict::Absent]);

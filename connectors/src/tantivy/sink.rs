@@ -157,9 +157,10 @@ impl TantivySink {
         work: impl Fn(&Shared) -> Result<Option<T>, SinkError> + Send + Sync + 'static,
     ) -> Result<Turn<T>, SinkError> {
         let work = Arc::new(work);
+        let mut late = Turn::Late;
         loop {
             let turn = Arc::clone(&self.turn).lock_owned();
-            let Ok(turn) = timeout_at(until.into(), turn).await else { return Ok(Turn::Late) };
+            let Ok(turn) = timeout_at(until.into(), turn).await else { return Ok(late) };
             let (work, shared) = (Arc::clone(&work), Arc::clone(&self.shared));
             let work = blocking(move || {
                 let done = work(&shared);
@@ -167,11 +168,14 @@ impl TantivySink {
                 done
             });
             match timeout_at(until.into(), work).await {
-                Err(_) => return Ok(Turn::Late),
+                Err(_) => return Ok(late),
                 Ok(done) => match done?? {
                     Some(done) => return Ok(Turn::Done(done)),
                     None if Instant::now() + LOCK_WAIT >= until => return Ok(Turn::Locked),
-                    None => sleep(LOCK_WAIT).await,
+                    None => {
+                        late = Turn::Locked;
+                        sleep(LOCK_WAIT).await;
+                    }
                 },
             }
         }

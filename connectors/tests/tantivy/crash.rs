@@ -1,5 +1,10 @@
 //! A process that is killed while it deletes.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
+#[allow(dead_code, reason = "the other target needs all of it")]
+mod fixture;
+
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -7,10 +12,10 @@ use std::time::Duration;
 use tombstream_connectors::tantivy::{TantivyConfig, TantivySink};
 use tombstream_model::{Address, Sink as _, Verdict};
 
-use crate::fixture::{Fixture, NONE, document, target, writer};
+use fixture::{Fixture, NONE, document, target, writer};
 
 const DOCUMENTS: usize = 60;
-const TEST: &str = "crash::a_process_killed_at_any_moment_leaves_each_document_whole_or_gone";
+const TEST: &str = "a_process_killed_at_any_moment_leaves_each_document_whole_or_gone";
 const PATH: &str = "TOMBSTREAM_TEST_CRASH_PATH";
 
 fn marker(number: usize) -> String {

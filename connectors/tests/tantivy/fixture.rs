@@ -142,6 +142,16 @@ impl Fixture {
         let outcomes = self.sink.destroy(batch).await.unwrap();
         outcomes.iter().map(|outcome| outcome.verdict).collect()
     }
+
+    /// Asks until nothing is busy.
+    pub(crate) async fn settled(&self, batch: &[Target]) -> Vec<Verdict> {
+        loop {
+            let verdicts = self.verdicts(batch).await;
+            if !verdicts.contains(&Verdict::Busy) {
+                return verdicts;
+            }
+        }
+    }
 }
 
 impl SinkFixture for Fixture {

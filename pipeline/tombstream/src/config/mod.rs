@@ -31,9 +31,11 @@ pub(crate) use pipeline::PipelineConfig;
 pub(crate) use relation::RouteConfig;
 pub(crate) use secret::{Secret, SecretRef};
 pub(crate) use source::{KafkaSection, PostgresSection, Setting, SourceConfig};
+#[cfg(feature = "embedded")]
+pub(crate) use store::TantivySection;
 pub(crate) use store::{
     ElasticsearchCredentials, ElasticsearchSection, ObjectStoreSection, S3Section, StoreConfig,
-    StoreKind, TantivySection, Verify, Version,
+    StoreKind, Verify, Version,
 };
 
 use document::{Document, Section};

@@ -114,6 +114,7 @@ pub(crate) struct ElasticsearchSection {
 
 /// Documents in an index of the crate `tantivy`: a folder, and no server.
 #[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "embedded"), expect(dead_code, reason = "read, and refused"))]
 pub(crate) struct TantivySection {
     /// The index's folder, absolute. Addresses and receipts name it as it is.
     pub(crate) path: String,

@@ -104,6 +104,26 @@ fn what_the_example_offers_can_be_taken() {
     assert_eq!(format!("{:?}", offered.capture), format!("{:?}", bare.capture));
 }
 
+#[cfg(feature = "embedded")]
+#[test]
+fn the_index_in_a_folder_that_is_commented_out_shows_its_defaults() {
+    let from = EXAMPLE.find("# [store.local]").unwrap();
+    let whole: Vec<&str> =
+        EXAMPLE[from..].lines().map_while(|line| line.strip_prefix("# ")).collect();
+    let needed = |line: &&str| ["[store", "kind", "path"].iter().any(|it| line.starts_with(it));
+    let least: Vec<&str> = whole.iter().copied().filter(needed).collect();
+    assert!(least.len() == 3 && whole.len() > 3, "{whole:?}");
+    let local = |lines: Vec<&str>| {
+        let text = EXAMPLE.replace("# [store.local]", &lines.join("\n"));
+        let config = example(&text);
+        let local = config.stores.iter().find(|store| store.name == "local").unwrap();
+        let shown = format!("{local:#?}");
+        let lines = shown.lines().filter(|line| !line.trim_start().starts_with("line: "));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(local(whole), local(least));
+}
+
 #[test]
 fn the_operator_commands_need_no_secret_of_a_store() {
     let text = EXAMPLE.replace("AWS_ACCESS_KEY_ID", "TOMBSTREAM_NO_SUCH_VARIABLE");
