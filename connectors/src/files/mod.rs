@@ -1,7 +1,7 @@
 //! Files of change events: JSON Lines, plain, gzip or zstd, in a folder or behind a prefix of a bucket.
 //!
-//! Owned here: what a line is ([`line`]), the order in which files are read and how they are followed,
-//! and positions, which are a file and a byte ([`source`]). Left to others: what the bytes of an event
+//! Owned here: what a line is (`line.rs`), the order in which files are read and how they are followed,
+//! and positions, which are a file and a byte (`source.rs`). Left to others: what the bytes of an event
 //! mean (the model), and where positions are kept ([`crate::positions`]; [`LocalPositions`] here is for
 //! tests and for those who have no ledger).
 //!

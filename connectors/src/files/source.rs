@@ -294,8 +294,8 @@ impl<P: Positions> FilesSource<P> {
                 let trouble = Trouble::Shrunk { length: entry.size, at: next };
                 return Err(self.trouble(&entry.name, &trouble));
             }
-            let has_news = !(known.contains(&Some(&entry.version)) || is_plain && entry.size == 0);
-            if has_news && !state.paused {
+            let is_empty = is_plain && entry.size == 0;
+            if !is_empty && !state.paused && !known.contains(&Some(&entry.version)) {
                 todo.push_back(entry);
             }
         }

@@ -99,7 +99,7 @@ async fn an_object_that_is_replaced_between_two_blocks_is_noticed() {
         let error = match error {
             // It looks again, and finds another content.
             SourceError::Unavailable(_) => failing(&mut source).await.1,
-            error => error,
+            error @ SourceError::Fatal(_) => error,
         };
         assert!(
             matches!(&error, SourceError::Fatal(said) if said.contains("replaced")),

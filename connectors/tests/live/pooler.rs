@@ -174,14 +174,16 @@ async fn several_processes_may_migrate_at_once() {
 #[tokio::test]
 async fn a_ledger_of_another_history_is_refused() {
     let database = Database::new().await;
+    let newer = "insert into tombstream.migration \
+                 select 9999, description, now(), success, checksum, 0 from tombstream.migration \
+                 where version = 1";
+    database.pool.execute(newer).await.unwrap();
+    let refused = migrate(&database.pool).await.unwrap_err().to_string();
+    assert!(refused.contains("it has migration 9999"), "{refused}");
     let edit = "update tombstream.migration set checksum = 'edited'";
     database.pool.execute(edit).await.unwrap();
     let refused = migrate(&database.pool).await.unwrap_err();
     let why = std::error::Error::source(&refused).map(ToString::to_string).unwrap_or_default();
     assert!(why.contains("has been modified"), "{why}");
-    let newer = "update tombstream.migration set version = 9999 where version = 1";
-    database.pool.execute(newer).await.unwrap();
-    let refused = migrate(&database.pool).await.unwrap_err().to_string();
-    assert!(refused.contains("it has migration 9999"), "{refused}");
     database.drop_database().await;
 }

@@ -155,7 +155,9 @@ async fn source_files(config: &Config, pool: &PgPool, report: &mut Report) {
     let files::FilesFacts { files, bytes, files_left, bytes_left, shrunk } = facts;
     report.good(
         about,
-        &format!("{files} files of {bytes} bytes; {bytes_left} bytes of {files_left} are left to read"),
+        &format!(
+            "{files} files of {bytes} bytes; {bytes_left} bytes of {files_left} are left to read"
+        ),
     );
     for file in shrunk {
         let text = format!(
