@@ -1,4 +1,4 @@
-//! What `tombstream check --live` says of Kafka. Joins no group, commits nothing.
+//! What `tombstream check --live` says of Kafka. Joins no group, commits nothing, makes no topic.
 
 use std::time::Duration;
 
@@ -7,6 +7,9 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::base_consumer::BaseConsumer;
 use rdkafka::consumer::{Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use rdkafka::metadata::Metadata;
+use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::Serialize;
 use std::sync::Mutex;
@@ -14,6 +17,7 @@ use std::sync::PoisonError;
 
 use super::config::{KafkaConfig, KafkaConfigError};
 use super::offsets::Start;
+use super::publisher::KafkaPublisherConfig;
 
 /// How long one question may take.
 const WAIT: Duration = Duration::from_secs(10);
@@ -55,6 +59,26 @@ pub struct PartitionFacts {
     pub out_of_range: bool,
 }
 
+/// What was found where changes are published.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KafkaPublisherFacts {
+    /// The brokers, as `host:port`.
+    pub brokers: Vec<String>,
+    /// The topics, in the order asked for.
+    pub topics: Vec<PublishedTopicFacts>,
+}
+
+/// What was found of a topic that is published to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PublishedTopicFacts {
+    /// Its name.
+    pub topic: String,
+    /// How many partitions it has.
+    pub partitions: usize,
+    /// What is wrong with it, and what to do.
+    pub problem: Option<String>,
+}
+
 /// Why nothing could be found out.
 #[derive(Debug, thiserror::Error)]
 pub enum KafkaCheckError {
@@ -91,6 +115,18 @@ pub async fn check(config: &KafkaConfig, topics: &[String]) -> Result<KafkaFacts
     asked.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
+/// Asks the brokers whether `topics` can be published to.
+pub async fn check_publisher(
+    config: &KafkaPublisherConfig,
+    topics: &[String],
+) -> Result<KafkaPublisherFacts, KafkaCheckError> {
+    let mut client = config.client()?;
+    client.set("allow.auto.create.topics", "false");
+    let topics = topics.to_vec();
+    let asked = tokio::task::spawn_blocking(move || ask_publisher(&client, &topics)).await;
+    asked.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}
+
 /// Keeps what librdkafka said, since the answer to a question is only "timed out".
 #[derive(Default)]
 struct Said(Mutex<Option<(KafkaError, String)>>);
@@ -112,20 +148,24 @@ impl ClientContext for Said {
 
 impl ConsumerContext for Said {}
 
+impl ProducerContext for Said {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+}
+
 fn ask(client: &ClientConfig, topics: &[String]) -> Result<KafkaFacts, KafkaCheckError> {
     let consumer: BaseConsumer<Said> = client
         .create_with_context(Said::default())
         .map_err(|error| KafkaConfigError::Refused(error.to_string()))?;
     let mut facts = KafkaFacts { brokers: Vec::new(), topics: Vec::new() };
     for topic in topics {
-        let metadata = consumer
-            .fetch_metadata(Some(topic), WAIT)
-            .map_err(|error| explain(client, &consumer, error))?;
-        facts.brokers = metadata
-            .brokers()
-            .iter()
-            .map(|broker| format!("{}:{}", broker.host(), broker.port()))
-            .collect();
+        let metadata = consumer.fetch_metadata(Some(topic), WAIT).map_err(|error| {
+            explain(client, consumer.context(), error, |wait| {
+                drop(consumer.poll(wait));
+            })
+        })?;
+        facts.brokers = brokers(&metadata);
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         let partitions: Vec<i32> = found
             .map(|found| found.partitions().iter().map(|partition| partition.id()).collect())
@@ -138,6 +178,46 @@ fn ask(client: &ClientConfig, topics: &[String]) -> Result<KafkaFacts, KafkaChec
         });
     }
     Ok(facts)
+}
+
+fn ask_publisher(
+    client: &ClientConfig,
+    topics: &[String],
+) -> Result<KafkaPublisherFacts, KafkaCheckError> {
+    let producer: BaseProducer<Said> = client
+        .create_with_context(Said::default())
+        .map_err(|error| KafkaConfigError::Refused(error.to_string()))?;
+    let mut facts = KafkaPublisherFacts { brokers: Vec::new(), topics: Vec::new() };
+    for topic in topics {
+        let metadata = producer.client().fetch_metadata(Some(topic), WAIT).map_err(|error| {
+            explain(client, producer.context(), error, |wait| producer.poll(wait))
+        })?;
+        facts.brokers = brokers(&metadata);
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        let partitions = found.map_or(0, |found| found.partitions().len());
+        let problem = match found.and_then(|found| found.error()).map(RDKafkaErrorCode::from) {
+            Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
+                Some("the user may not see it: allow Write and Describe on it".to_owned())
+            }
+            Some(RDKafkaErrorCode::InvalidTopic) => Some("no topic can have this name".to_owned()),
+            Some(code) if code != RDKafkaErrorCode::UnknownTopicOrPartition => {
+                Some(code.to_string())
+            }
+            _ if partitions == 0 => Some(
+                "it does not exist: create it, or set allow.auto.create.topics to true in the \
+                 settings"
+                    .to_owned(),
+            ),
+            _ => None,
+        };
+        facts.topics.push(PublishedTopicFacts { topic: topic.clone(), partitions, problem });
+    }
+    Ok(facts)
+}
+
+fn brokers(metadata: &Metadata) -> Vec<String> {
+    let brokers = metadata.brokers().iter();
+    brokers.map(|broker| format!("{}:{}", broker.host(), broker.port())).collect()
 }
 
 fn problem(code: Option<RDKafkaErrorCode>, empty: bool) -> Option<String> {
@@ -208,14 +288,15 @@ fn look_up(
 
 fn explain(
     client: &ClientConfig,
-    consumer: &BaseConsumer<Said>,
+    context: &Said,
     error: KafkaError,
+    poll: impl Fn(Duration),
 ) -> KafkaCheckError {
     // Errors are said while polling, which brings nothing else: nothing is subscribed to.
     let mut said = None;
     for _ in 0..40 {
-        drop(consumer.poll(Duration::from_millis(50)));
-        said = consumer.context().0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        poll(Duration::from_millis(50));
+        said = context.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         if said.is_some() {
             break;
         }

@@ -173,41 +173,19 @@ impl KafkaConfig {
         }
     }
 
-    /// What librdkafka is told: our defaults, then the user's settings, then what is ours alone.
+    /// What librdkafka is told.
     pub(super) fn client(&self) -> Result<ClientConfig, KafkaConfigError> {
         if self.group.trim().is_empty() {
             return Err(KafkaConfigError::Group);
         }
-        let mut client = ClientConfig::new();
-        // What reaches a person is decided by the filter of the logs, not by librdkafka.
-        client.set_log_level(RDKafkaLogLevel::Info);
-        for (name, value) in DEFAULTS {
-            client.set(name, value);
-        }
-        for (name, setting) in &self.settings {
-            if let Some((_, _, reason)) = OWNED.iter().find(|(owned, _, _)| owned == name) {
-                return Err(KafkaConfigError::Owned { name: name.clone(), reason });
-            }
-            let value = setting.resolve(name)?;
-            if name == "partition.assignment.strategy" && value.trim() != "cooperative-sticky" {
-                return Err(KafkaConfigError::Owned {
-                    name: name.clone(),
-                    reason: "only \"cooperative-sticky\" is supported: under the others each \
-                             rebalance takes all partitions away and repeats what was in flight",
-                });
-            }
-            client.set(name, value);
-        }
-        if !["bootstrap.servers", "metadata.broker.list"]
-            .iter()
-            .any(|name| client.get(name).is_some_and(|brokers| !brokers.trim().is_empty()))
-        {
-            return Err(KafkaConfigError::Brokers);
-        }
-        for (name, value, _) in OWNED {
-            if !value.is_empty() {
-                client.set(name, value);
-            }
+        let mut client = client(&DEFAULTS, &self.settings, &OWNED)?;
+        let strategy = "partition.assignment.strategy";
+        if client.get(strategy).is_some_and(|value| value.trim() != "cooperative-sticky") {
+            return Err(KafkaConfigError::Owned {
+                name: strategy.into(),
+                reason: "only \"cooperative-sticky\" is supported: under the others each rebalance \
+                         takes all partitions away and repeats what was in flight",
+            });
         }
         client.set("group.id", &self.group);
         Ok(client)
@@ -220,6 +198,38 @@ impl KafkaConfig {
             .map_err(|error| KafkaConfigError::Refused(error.to_string()))?;
         Ok(())
     }
+}
+
+/// What librdkafka is told: our defaults, then the user's settings, then what is ours alone.
+pub(super) fn client(
+    defaults: &[(&str, &str)],
+    settings: &BTreeMap<String, Setting>,
+    owned: &[(&str, &str, &'static str)],
+) -> Result<ClientConfig, KafkaConfigError> {
+    let mut client = ClientConfig::new();
+    // What reaches a person is decided by the filter of the logs, not by librdkafka.
+    client.set_log_level(RDKafkaLogLevel::Info);
+    for (name, value) in defaults {
+        client.set(*name, *value);
+    }
+    for (name, setting) in settings {
+        if let Some((_, _, reason)) = owned.iter().find(|(owned, _, _)| owned == name) {
+            return Err(KafkaConfigError::Owned { name: name.clone(), reason });
+        }
+        client.set(name, setting.resolve(name)?);
+    }
+    if !["bootstrap.servers", "metadata.broker.list"]
+        .iter()
+        .any(|name| client.get(name).is_some_and(|brokers| !brokers.trim().is_empty()))
+    {
+        return Err(KafkaConfigError::Brokers);
+    }
+    for (name, value, _) in owned {
+        if !value.is_empty() {
+            client.set(*name, *value);
+        }
+    }
+    Ok(client)
 }
 
 /// Values can be secrets, so only names are shown.

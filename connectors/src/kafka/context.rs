@@ -312,19 +312,24 @@ pub(super) fn set_lag(topic: &str, partition: i32, lag: i64) {
     gauge!(LAG, "topic" => topic.to_owned(), "partition" => partition).set(lag as f64);
 }
 
+/// Passes a line of librdkafka's log on.
+pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg
+        | RDKafkaLogLevel::Alert
+        | RDKafkaLogLevel::Critical
+        | RDKafkaLogLevel::Error
+        | RDKafkaLogLevel::Warning => warn!(facility, "librdkafka: {message}"),
+        RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
+            info!(facility, "librdkafka: {message}");
+        }
+        RDKafkaLogLevel::Debug => debug!(facility, "librdkafka: {message}"),
+    }
+}
+
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, fac: &str, log_message: &str) {
-        match level {
-            RDKafkaLogLevel::Emerg
-            | RDKafkaLogLevel::Alert
-            | RDKafkaLogLevel::Critical
-            | RDKafkaLogLevel::Error
-            | RDKafkaLogLevel::Warning => warn!(facility = fac, "librdkafka: {log_message}"),
-            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
-                info!(facility = fac, "librdkafka: {log_message}");
-            }
-            RDKafkaLogLevel::Debug => debug!(facility = fac, "librdkafka: {log_message}"),
-        }
+        log(level, fac, log_message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

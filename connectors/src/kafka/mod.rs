@@ -1,4 +1,4 @@
-//! Change events from Kafka topics, by one consumer group.
+//! Change events from Kafka topics, by one consumer group; and captured changes to topics.
 //!
 //! Owns where reading starts, which offsets are committed and how, and what becomes of a rebalance.
 //! Leaves to others what an event means (it goes on as bytes), and when its offset may be committed:
@@ -6,7 +6,8 @@
 //!
 //! A thread of its own (`reader`) polls librdkafka, so that rebalances are answered while the
 //! pipeline waits for something else; another one (`committer`) commits. `config`, `offsets` and
-//! `buffer` decide and do no I/O; `context` is what librdkafka calls back.
+//! `buffer` decide and do no I/O; `context` is what librdkafka calls back. `publisher` is the other
+//! way: it shares the settings, and nothing else.
 
 mod buffer;
 mod check;
@@ -14,11 +15,16 @@ mod committer;
 mod config;
 mod context;
 mod offsets;
+mod publisher;
 mod reader;
 mod source;
 
-pub use check::{KafkaCheckError, KafkaFacts, PartitionFacts, TopicFacts, check};
+pub use check::{
+    KafkaCheckError, KafkaFacts, KafkaPublisherFacts, PartitionFacts, PublishedTopicFacts,
+    TopicFacts, check, check_publisher,
+};
 pub use config::{EnvSetting, FileSetting, KafkaConfig, KafkaConfigError, Setting};
 pub use context::Gap;
 pub use offsets::Start;
+pub use publisher::{KafkaPublisher, KafkaPublisherConfig};
 pub use source::KafkaSource;

@@ -17,6 +17,7 @@ mod deletion;
 mod key;
 mod ledger;
 mod position;
+mod publisher;
 mod relation;
 mod sink;
 mod source;
@@ -29,6 +30,7 @@ pub use ledger::{
     Claimed, ClaimedTarget, DeadLetter, Disposition, Ending, Fence, Ledger, LedgerError, Settled,
 };
 pub use position::{Generation, Lsn, ParseLsnError, Position};
+pub use publisher::{Message, PublishError, Publisher};
 pub use relation::{
     Flag, FlagKind, KeyColumn, OnHardDelete, Relation, RelationId, StoreId, TargetTemplate,
 };

@@ -1,15 +1,21 @@
 //! The implementations in memory pass the checks that the real ones must pass.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tombstream_model::{
-    Address, Candidate, Cause, DeletionId, Fence, Found, Key, RelationId, StoreId, Target,
+    Address, Candidate, Cause, DeletionId, Fence, Found, Key, Message, PublishError, Publisher,
+    RelationId, StoreId, Target,
 };
 use tombstream_testing::conformance::ledger::LedgerFixture;
+use tombstream_testing::conformance::publisher::PublisherFixture;
 use tombstream_testing::conformance::sink::SinkFixture;
 use tombstream_testing::conformance::source::SourceFixture;
-use tombstream_testing::conformance::{ledger, sink, source};
-use tombstream_testing::memory::{MemoryLedger, MemorySink, MemorySource, Row, SourceControl};
+use tombstream_testing::conformance::{ledger, publisher, sink, source};
+use tombstream_testing::memory::{
+    MemoryLedger, MemoryPublisher, MemorySink, MemorySource, Row, SourceControl,
+};
 
 fn object(name: &str) -> Address {
     Address::Object { bucket: "bucket".into(), key: name.to_owned() }
@@ -79,6 +85,50 @@ async fn the_source_conforms() {
     source::what_is_committed_does_not_come_again(&new()).await;
     source::a_commit_covers_no_more_than_its_marks(&new()).await;
     source::dropping_next_loses_nothing(&new()).await;
+}
+
+struct Broker(MemoryPublisher);
+
+impl PublisherFixture for Broker {
+    type Publisher = MemoryPublisher;
+
+    async fn open(&self) -> MemoryPublisher {
+        self.0.clone()
+    }
+
+    fn topic(&self) -> Arc<str> {
+        "topic".into()
+    }
+
+    async fn published(&self) -> Vec<Vec<Message>> {
+        vec![self.0.published()]
+    }
+
+    fn tombstone(&self) -> Option<Bytes> {
+        None
+    }
+}
+
+#[tokio::test]
+async fn the_publisher_conforms() {
+    let new = || Broker(MemoryPublisher::new());
+    publisher::all_is_there_when_publish_returns(&new()).await;
+    publisher::the_order_of_a_key_is_kept(&new()).await;
+    publisher::keys_and_values_pass_byte_for_byte(&new()).await;
+    publisher::a_dropped_batch_is_published_again_and_nothing_is_lost(&new()).await;
+    publisher::an_empty_batch_is_published(&new()).await;
+}
+
+#[tokio::test]
+async fn a_publisher_fails_as_it_is_told_and_may_have_taken_a_part() {
+    let broker = MemoryPublisher::new();
+    let message = Message { topic: "topic".into(), key: None, value: None };
+    broker.fail_next_after(1, PublishError::Unavailable("away".into()));
+    let batch = vec![message.clone(), message];
+    assert!(broker.publish(batch.clone()).await.is_err());
+    assert_eq!(broker.published().len(), 1);
+    broker.publish(batch).await.unwrap();
+    assert_eq!((broker.published().len(), broker.calls()), (3, 2));
 }
 
 const RELATION: RelationId = RelationId(0);

@@ -4,5 +4,6 @@
 //! that checks can run side by side.
 
 pub mod ledger;
+pub mod publisher;
 pub mod sink;
 pub mod source;

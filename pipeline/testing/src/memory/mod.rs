@@ -4,9 +4,11 @@
 //! Kafka or any store: no locks, no transactions, no network.
 
 mod ledger;
+mod publisher;
 mod sink;
 mod source;
 
 pub use ledger::{MemoryLedger, Row};
+pub use publisher::MemoryPublisher;
 pub use sink::{MemorySink, Mood};
 pub use source::{MemorySource, SourceControl};
