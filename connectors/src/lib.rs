@@ -2,8 +2,12 @@
 
 #[cfg(feature = "elasticsearch")]
 pub mod elasticsearch;
+#[cfg(feature = "fluvio")]
+pub mod fluvio;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+#[cfg(any(feature = "fluvio", feature = "kafka"))]
+mod log;
 #[cfg(feature = "object-store")]
 pub mod object_store;
 #[cfg(feature = "postgres")]
