@@ -97,6 +97,23 @@ pub(crate) async fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pi
             .context("source.kafka")?;
         sources.push(Box::new(source));
     }
+    #[cfg(feature = "fluvio")]
+    if let Some(section) = &config.source.fluvio {
+        let on_gap = |gap: &connectors::fluvio::Gap| {
+            error!(
+                topic = gap.topic,
+                partition = gap.partition,
+                committed = gap.committed,
+                low = gap.low,
+                high = gap.high,
+                "events are missing from the log; the sweep finds their flags"
+            );
+        };
+        let topics = topics(config);
+        let source = connectors::fluvio::FluvioSource::new(&section.config, &topics, on_gap)
+            .context("source.fluvio")?;
+        sources.push(Box::new(source));
+    }
     let generation = ledger.generation().await.context("the ledger's generation")?;
     let limits = tombstream_dataflow::Config { generation, ..limits(config) };
     Ok(Pipeline { config: limits, relations, ledger: Arc::new(ledger), stores, sources })

@@ -7,6 +7,7 @@
 mod api;
 mod database;
 mod document;
+mod fluvio;
 mod pipeline;
 mod relation;
 mod rules;
@@ -130,7 +131,9 @@ impl Config {
         rules::apart(root, &relations);
         if let Some(source) = &source {
             let kafka = source.kafka.as_ref().map(|kafka| &kafka.place);
-            rules::topics(root, kafka, &relations);
+            let fluvio = source.fluvio.as_ref().map(|fluvio| &fluvio.place);
+            rules::topics(root, kafka, fluvio, &relations);
+            fluvio::names(root, source.fluvio.as_ref(), &relations);
         }
         let mut models = Vec::new();
         let mut routes = Vec::new();

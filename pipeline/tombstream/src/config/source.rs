@@ -1,4 +1,4 @@
-//! `[source.kafka]` and `[source.sweep]`: where events and flags are read.
+//! `[source.kafka]`, `[source.fluvio]` and `[source.sweep]`: where events and flags are read.
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
@@ -7,6 +7,7 @@ use tombstream_connectors::kafka;
 use toml::de::DeValue;
 
 use super::document::{Place, Section};
+use super::fluvio::FluvioSection;
 use super::secret::SecretRef;
 use super::value::{Leaf, Wrong, describe};
 
@@ -15,6 +16,7 @@ use super::value::{Leaf, Wrong, describe};
 pub(crate) struct SourceConfig {
     /// None: the sweep alone finds the flags.
     pub(crate) kafka: Option<KafkaSection>,
+    pub(crate) fluvio: Option<FluvioSection>,
     pub(crate) sweep: SweepSection,
 }
 
@@ -56,11 +58,13 @@ impl SourceConfig {
     pub(super) fn read(section: &mut Section<'_, '_>) -> Option<Self> {
         let written = section.has("kafka");
         let kafka = section.table("kafka", KafkaSection::read).flatten();
+        let written_fluvio = section.has("fluvio");
+        let fluvio = section.table("fluvio", FluvioSection::read).flatten();
         let sweep = section.table("sweep", SweepSection::read);
-        if written && kafka.is_none() {
+        if (written && kafka.is_none()) || (written_fluvio && fluvio.is_none()) {
             return None;
         }
-        Some(Self { kafka, sweep: sweep.unwrap_or_default() })
+        Some(Self { kafka, fluvio, sweep: sweep.unwrap_or_default() })
     }
 }
 
