@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fluvio::FluvioClusterConfig;
 use fluvio_spu_schema::server::stream_fetch::DefaultStreamFetchResponse;
@@ -20,6 +20,11 @@ use crate::log::Start;
 const BYTES_MAX: i32 = 1 << 20;
 /// Where that ends: an SPU takes no request of more than 32 MiB, unless it is set up to.
 const BYTES_MAX_MAX: i32 = 128 << 20;
+/// How long an end of the log before our place is not believed: a new leader's is behind what the one
+/// before it had confirmed, until its followers have spoken.
+const END_WAIT: Duration = Duration::from_secs(10);
+/// How often it is asked meanwhile.
+const END_AGAIN: Duration = Duration::from_millis(500);
 /// How often a partition that brings nothing is asked whether it is still there.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -54,6 +59,8 @@ struct Open {
     assignment: u64,
     /// What is read next.
     next: i64,
+    /// What the log had when that was last heard: its first offset, and the one after its last.
+    range: (i64, i64),
     /// What was read and has no room yet.
     pending: VecDeque<Event>,
     /// What is acknowledged once nothing is pending.
@@ -76,6 +83,21 @@ pub(super) async fn read(task: Task) -> Result<(), Fault> {
 impl Task {
     fn what(&self) -> String {
         format!("partition {} of {} at {}", self.number, self.topic, self.leader.endpoint)
+    }
+
+    /// What the log has.
+    async fn range(&self, spu: &Spu) -> Result<(i64, i64), Fault> {
+        let known = self.shared.lock().assignments.position(&self.topic, self.number);
+        let place = known.map_or(self.committed, |(_, next)| next);
+        let until = Instant::now() + END_WAIT;
+        loop {
+            let range = spu.range(&self.topic, self.partition).await?;
+            let is_behind = place.is_some_and(|place| range.1 < place);
+            if !is_behind || Instant::now() > until || self.shared.is_stopping() {
+                return Ok(range);
+            }
+            tokio::time::sleep(END_AGAIN).await;
+        }
     }
 
     /// Where reading goes on, or begins; a place that the log no longer has is reported.
@@ -108,15 +130,25 @@ impl Task {
 impl Open {
     async fn new(task: Task, bytes_max: i32) -> Result<Self, Fault> {
         let spu = Spu::connect(&task.cluster, &task.leader).await?;
-        let (low, high) = spu.range(&task.topic, task.partition).await?;
+        let range @ (low, high) = task.range(&spu).await?;
         let (assignment, next) = task.start(low, high);
         // One earlier: an answer comes at once, and names the stream, which commits need. Else
         // what was read over a connection that broke could not be committed before something new.
         let from = if next > low { next - 1 } else { next };
         let answers =
             spu.stream(&task.topic, task.partition, from, bytes_max, &task.consumer).await?;
-        let (pending, owed) = (VecDeque::new(), None);
-        Ok(Self { task, spu, answers, session: None, assignment, next, pending, owed, bytes_max })
+        Ok(Self {
+            task,
+            spu,
+            answers,
+            session: None,
+            assignment,
+            next,
+            range,
+            pending: VecDeque::new(),
+            owed: None,
+            bytes_max,
+        })
     }
 
     async fn run(&mut self) -> Result<End, Fault> {
@@ -155,8 +187,8 @@ impl Open {
                     }
                 }
                 () = tokio::time::sleep(IDLE) => {
-                    let (low, high) = self.spu.range(&self.task.topic, self.task.partition).await?;
-                    self.task.shared.set_lag(&self.task.topic, self.task.number, low, high);
+                    self.range = self.spu.range(&self.task.topic, self.task.partition).await?;
+                    self.set_lag();
                 }
             }
         }
@@ -169,7 +201,7 @@ impl Open {
         // The log has moved on under the stream, or the leader changed: all of it is looked up anew.
         Fault::check(found.error_code, || self.task.what())?;
         self.session = Some(answer.stream_id);
-        shared.set_lag(topic, *number, found.log_start_offset, found.high_watermark);
+        self.range = (found.log_start_offset, found.high_watermark);
         let fetched = decode(topic, *partition, self.next, &found.records)
             .map_err(|why| Fault::broken(self.task.what(), why))?;
         let Fetched { events, hole, next: Some(next) } = fetched else {
@@ -184,7 +216,13 @@ impl Open {
         self.pending.extend(events);
         self.next = next;
         self.owed = Some(next);
+        self.set_lag();
         Ok(None)
+    }
+
+    fn set_lag(&self) {
+        let (low, high) = self.range;
+        self.task.shared.set_lag(&self.task.topic, self.task.number, low, high);
     }
 
     /// An answer without a whole batch: the next one is larger than an answer may be.
@@ -230,6 +268,7 @@ impl Open {
                 count_commit("done");
                 shared.lock().assignments.committed(&due);
                 shared.answered.notify_one();
+                self.set_lag();
                 Ok(())
             }
             Err(fault) => {
