@@ -6,7 +6,7 @@ use fluvio::FluvioClusterConfig;
 use serde::Serialize;
 
 use super::cluster::{Cluster, Layout};
-use super::config::{FluvioConfig, FluvioConfigError, FluvioPublisherConfig, cluster};
+use super::config::{FluvioConfig, FluvioConfigError, FluvioPublisherConfig};
 use super::fault::Fault;
 use super::reader::committed;
 use super::spu::Spu;
@@ -72,7 +72,7 @@ pub async fn check(
     topics: &[String],
 ) -> Result<FluvioFacts, FluvioCheckError> {
     config.validate(topics)?;
-    let cluster = cluster(&config.endpoint, config.tls.as_ref())?;
+    let cluster = config.cluster()?;
     let (version, layout) = look(&cluster, topics).await?;
     let committed = committed(&cluster, &layout, &config.consumer).await?;
     let mut facts = FluvioFacts { version, topics: Vec::new() };
@@ -109,7 +109,7 @@ pub async fn check_publisher(
     topics: &[String],
 ) -> Result<FluvioFacts, FluvioCheckError> {
     config.validate(topics)?;
-    let cluster = cluster(&config.endpoint, config.tls.as_ref())?;
+    let cluster = config.cluster()?;
     let (version, layout) = look(&cluster, topics).await?;
     let topics = topics.iter().map(|topic| match (layout.topics.get(&**topic), &config.create) {
         (None, Some(_)) => {

@@ -21,6 +21,7 @@ const CONSUMER_OFFSETS: (&str, u32) = ("consumer-offset", 0);
 /// A connection to the controller.
 pub(super) struct Cluster {
     endpoint: String,
+    local_addresses: bool,
     /// The platform's version, as it says.
     pub(super) version: String,
     /// Kept, since the admin is a part of it.
@@ -55,7 +56,8 @@ impl Cluster {
             let client = client.map_err(|error| Fault::connection(what(), error))?;
             let admin = client.admin().await;
             let version = client.platform_version().to_string();
-            Ok(Self { endpoint: endpoint.clone(), version, _client: client, admin })
+            let (endpoint, local_addresses) = (endpoint.clone(), config.use_spu_local_address);
+            Ok(Self { endpoint, local_addresses, version, _client: client, admin })
         };
         within(what, connect).await
     }
@@ -92,7 +94,7 @@ impl Cluster {
                 .await?
                 .into_iter()
                 .map(|it| {
-                    let endpoint = it.spec.public_endpoint.addr();
+                    let endpoint = address(&it.spec, self.local_addresses);
                     (it.spec.id, Address { endpoint, name: it.name })
                 })
                 .collect();
@@ -134,5 +136,28 @@ impl Cluster {
             made.map_err(|error| Fault::connection(what(), error))
         };
         within(what, create).await
+    }
+}
+
+/// Where an SPU listens for us.
+fn address(spu: &SpuSpec, local: bool) -> String {
+    match &spu.public_endpoint_local {
+        Some(endpoint) if local => format!("{}:{}", endpoint.host, endpoint.port),
+        Some(_) | None => spu.public_endpoint.addr(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_inside_is_taken_where_it_is_asked_for_and_there() {
+        let mut spu = SpuSpec::new_public_addr(5001, 30_004, "203.0.113.7".into());
+        assert_eq!(address(&spu, true), "203.0.113.7:30004");
+        let inside = SpuSpec::new_private_addr(5001, 9_005, "fluvio-spu-main-0".into());
+        spu.public_endpoint_local = Some(inside.private_endpoint);
+        assert_eq!(address(&spu, true), "fluvio-spu-main-0:9005");
+        assert_eq!(address(&spu, false), "203.0.113.7:30004");
     }
 }

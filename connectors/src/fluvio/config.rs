@@ -22,6 +22,10 @@ pub struct FluvioConfig {
     /// 1,000 events of a poll at 1 KiB each; one answer for each partition comes on top.
     #[serde(default = "buffer_bytes_max_default")]
     pub buffer_bytes_max: NonZeroUsize,
+    /// Whether SPUs are reached at the addresses that the cluster has for its own network, as from
+    /// inside Kubernetes; an SPU that has none is reached at its public one.
+    #[serde(default)]
+    pub local_addresses: bool,
     /// TLS, with a certificate of our own: Fluvio knows no TLS without one that checks the server.
     #[serde(default)]
     pub tls: Option<FluvioTls>,
@@ -40,6 +44,9 @@ pub struct FluvioPublisherConfig {
     /// How batches are compressed, where the topic does not say it itself.
     #[serde(default)]
     pub compression: FluvioCompression,
+    /// Whether SPUs are reached at the addresses that the cluster has for its own network.
+    #[serde(default)]
+    pub local_addresses: bool,
     /// TLS, with a certificate of our own.
     #[serde(default)]
     pub tls: Option<FluvioTls>,
@@ -128,6 +135,7 @@ impl FluvioConfig {
             consumer: consumer.into(),
             items_max: items_max_default(),
             buffer_bytes_max: buffer_bytes_max_default(),
+            local_addresses: false,
             tls: None,
         }
     }
@@ -140,7 +148,12 @@ impl FluvioConfig {
         if let Some(topic) = topics.iter().find(|topic| !is_name(topic)) {
             return Err(FluvioConfigError::Topic(topic.clone()));
         }
-        cluster(&self.endpoint, self.tls.as_ref()).map(drop)
+        self.cluster().map(drop)
+    }
+
+    /// What Fluvio's client is told.
+    pub(super) fn cluster(&self) -> Result<FluvioClusterConfig, FluvioConfigError> {
+        cluster(&self.endpoint, self.local_addresses, self.tls.as_ref())
     }
 }
 
@@ -151,6 +164,7 @@ impl FluvioPublisherConfig {
             endpoint: endpoint.into(),
             create: None,
             compression: FluvioCompression::default(),
+            local_addresses: false,
             tls: None,
         }
     }
@@ -160,7 +174,12 @@ impl FluvioPublisherConfig {
         if let Some(topic) = topics.iter().find(|topic| !is_name(topic)) {
             return Err(FluvioConfigError::Topic(topic.clone()));
         }
-        cluster(&self.endpoint, self.tls.as_ref()).map(drop)
+        self.cluster().map(drop)
+    }
+
+    /// What Fluvio's client is told.
+    pub(super) fn cluster(&self) -> Result<FluvioClusterConfig, FluvioConfigError> {
+        cluster(&self.endpoint, self.local_addresses, self.tls.as_ref())
     }
 }
 
@@ -169,9 +188,9 @@ pub(super) fn is_name(name: &str) -> bool {
     fluvio::metadata::topic::validate::valid_topic_name(name) && !name.is_empty()
 }
 
-/// What Fluvio's client is told.
-pub(super) fn cluster(
+fn cluster(
     endpoint: &str,
+    local_addresses: bool,
     tls: Option<&FluvioTls>,
 ) -> Result<FluvioClusterConfig, FluvioConfigError> {
     let port = endpoint.rsplit_once(':').filter(|(host, _)| !host.trim().is_empty());
@@ -196,6 +215,7 @@ pub(super) fn cluster(
     };
     let mut config = FluvioClusterConfig::new(endpoint).with_tls(tls);
     config.client_id = Some("tombstream".into());
+    config.use_spu_local_address = local_addresses;
     Ok(config)
 }
 

@@ -27,9 +27,7 @@ use tombstream_model::{Message, PublishError, Publisher};
 use tracing::info;
 
 use super::cluster::Cluster;
-use super::config::{
-    FluvioCompression, FluvioConfigError, FluvioPublisherConfig, cluster, is_name,
-};
+use super::config::{FluvioCompression, FluvioConfigError, FluvioPublisherConfig, is_name};
 use super::fault::Fault;
 use super::spu::{Address, Spu};
 
@@ -85,7 +83,7 @@ enum Failure {
 impl FluvioPublisher {
     /// A publisher to the configured cluster. It connects with the first batch.
     pub fn new(config: FluvioPublisherConfig) -> Result<Self, FluvioConfigError> {
-        let cluster = cluster(&config.endpoint, config.tls.as_ref())?;
+        let cluster = config.cluster()?;
         Ok(Self { inner: Arc::new(Inner { config, cluster, state: Mutex::default() }) })
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tombstream_model::{Mark, Polled, Source, SourceError};
 use tracing::{info, warn};
 
-use super::config::{FluvioConfig, FluvioConfigError, cluster};
+use super::config::{FluvioConfig, FluvioConfigError};
 use super::reader::{self, Reader};
 use super::shared::Shared;
 use crate::log::{Buffer, Gap};
@@ -46,7 +46,7 @@ impl FluvioSource {
             return Err(FluvioConfigError::Topics);
         }
         config.validate(topics)?;
-        let cluster = Arc::new(cluster(&config.endpoint, config.tls.as_ref())?);
+        let cluster = Arc::new(config.cluster()?);
         let items_max = config.items_max.get();
         let buffer =
             Buffer::new(items_max.saturating_mul(POLLS_BUFFERED), config.buffer_bytes_max.get());

@@ -25,6 +25,7 @@ struct Written {
     /// Bytes that were read and that the pipeline has not asked for yet. 8 MiB: several times a poll of
     /// events of 1 KiB; one answer for each partition comes on top.
     buffer_bytes_max: NonZeroUsize,
+    local_addresses: bool,
     tls: Option<[Option<String>; 4]>,
 }
 
@@ -38,6 +39,7 @@ impl FluvioSection {
             consumer: section.or("consumer", "tombstream".to_owned()),
             items_max: section.or("items_max", count(1_000)),
             buffer_bytes_max: section.or("buffer_bytes_max", count(8 << 20)),
+            local_addresses: section.or("local_addresses", false),
             tls: section.table("tls", |tls| {
                 let domain = "write the name in the controller's certificate";
                 let file =
@@ -70,6 +72,7 @@ impl FluvioSection {
         let mut config = FluvioConfig::new(written.endpoint?, written.consumer);
         config.items_max = written.items_max;
         config.buffer_bytes_max = written.buffer_bytes_max;
+        config.local_addresses = written.local_addresses;
         config.tls = match written.tls {
             None => None,
             Some([Some(domain), Some(ca_file), Some(cert_file), Some(key_file)]) => {
