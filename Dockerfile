@@ -7,9 +7,11 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
+# `--build-arg FEATURES=fluvio` for a binary that reads Fluvio too.
+ARG FEATURES=""
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked --package tombstream \
+    cargo build --release --locked --package tombstream --features "$FEATURES" \
     && install -D target/release/tombstream /out/tombstream
 
 FROM debian:bookworm-slim

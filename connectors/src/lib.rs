@@ -6,8 +6,12 @@ mod bucket;
 pub mod elasticsearch;
 #[cfg(feature = "files")]
 pub mod files;
+#[cfg(feature = "fluvio")]
+pub mod fluvio;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+#[cfg(any(feature = "fluvio", feature = "kafka"))]
+mod log;
 #[cfg(feature = "object-store")]
 pub mod object_store;
 #[cfg(any(feature = "files", feature = "postgres"))]

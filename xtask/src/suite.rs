@@ -28,6 +28,29 @@ pub(crate) struct Options {
     rest: Vec<String>,
 }
 
+/// Tests against a server that nothing here can start: they run where its address is given.
+struct Elsewhere {
+    /// The target, which is one skipped test where there is no address.
+    target: &'static str,
+    /// What builds it, beside its package's `live`.
+    features: &'static [&'static str],
+    variable: &'static str,
+    what: &'static str,
+}
+
+const ELSEWHERE: [Elsewhere; 1] = [Elsewhere {
+    target: "live-fluvio",
+    features: &["tombstream/fluvio", "tombstream-connectors/fluvio"],
+    variable: "TOMBSTREAM_TEST_FLUVIO_ENDPOINT",
+    what: "the controller of a Fluvio cluster on this machine, such as 127.0.0.1:9003",
+}];
+
+impl Elsewhere {
+    fn is_given(&self) -> bool {
+        std::env::var_os(self.variable).is_some_and(|address| !address.is_empty())
+    }
+}
+
 /// What cargo test's closing lines add up to.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Tally {
@@ -69,7 +92,9 @@ fn all(options: &Options) -> Result<ExitCode> {
         eprintln!("test: without the tests that need real servers");
         return cargo_test(options, &State::default(), &[]);
     }
-    let features = live_features()?;
+    let mut features = live_features()?;
+    let given = ELSEWHERE.iter().filter(|elsewhere| elsewhere.is_given());
+    features.extend(given.flat_map(|given| given.features).map(|feature| (*feature).to_owned()));
     let session = Session::choose(options.services.clone(), &Service::ALL)?;
     // The build and the servers' start share the time; the build needs no server.
     let (built, state) = thread::scope(|scope| {
@@ -122,9 +147,12 @@ fn cargo_test(options: &Options, state: &State, features: &[String]) -> Result<E
         tally
     });
     let status = shell::wait_group(&mut child)?;
-    let tally = reader.join().map_err(|_| anyhow::anyhow!("reading the tests' output panicked"))?;
+    let mut tally =
+        reader.join().map_err(|_| anyhow::anyhow!("reading the tests' output panicked"))?;
     if options.no_live {
         println!("The tests that need real servers did not run and are not counted.");
+    } else {
+        skip_elsewhere(&mut tally, Elsewhere::is_given);
     }
     println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.ignored);
     if !status.success() || tally.failed > 0 {
@@ -135,6 +163,17 @@ fn cargo_test(options: &Options, state: &State, features: &[String]) -> Result<E
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Counts what could not run, and says why.
+fn skip_elsewhere(tally: &mut Tally, is_given: impl Fn(&Elsewhere) -> bool) {
+    for missing in ELSEWHERE.iter().filter(|elsewhere| !is_given(elsewhere)) {
+        println!(
+            "Skipped as one: {} and the other tests of its feature. {} is not set to {}.",
+            missing.target, missing.variable, missing.what
+        );
+        tally.ignored += 1;
+    }
 }
 
 #[derive(Deserialize)]
@@ -181,5 +220,14 @@ mod tests {
             tally.take(line);
         }
         assert_eq!(tally, Tally { passed: 5, failed: 4, ignored: 1 });
+    }
+
+    #[test]
+    fn a_target_whose_server_is_not_there_is_skipped_and_not_passed() {
+        let mut tally = Tally { passed: 5, failed: 0, ignored: 2 };
+        skip_elsewhere(&mut tally, |_| false);
+        assert_eq!(tally, Tally { passed: 5, failed: 0, ignored: 3 });
+        skip_elsewhere(&mut tally, |_| true);
+        assert_eq!(tally, Tally { passed: 5, failed: 0, ignored: 3 });
     }
 }

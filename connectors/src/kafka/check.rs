@@ -16,8 +16,8 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 
 use super::config::{KafkaConfig, KafkaConfigError};
-use super::offsets::Start;
 use super::publisher::KafkaPublisherConfig;
+use crate::log::Start;
 
 /// How long one question may take.
 const WAIT: Duration = Duration::from_secs(10);

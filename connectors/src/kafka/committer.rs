@@ -14,7 +14,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tracing::{debug, warn};
 
 use super::context::{Context, Shared};
-use super::offsets::{Commit, CommitAnswer};
+use crate::log::{Commit, CommitAnswer};
 
 const COMMITS: &str = "tombstream_kafka_commits_total";
 

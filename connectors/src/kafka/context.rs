@@ -21,9 +21,8 @@ use tokio::sync::Notify;
 use tombstream_model::SourceError;
 use tracing::{debug, error, info, warn};
 
-use super::buffer::Buffer;
 use super::committer;
-use super::offsets::{Assignments, CommitAnswer, Start};
+use crate::log::{Assignments, Buffer, CommitAnswer, Gap, Start};
 
 /// How many events the group has not committed, by `topic` and `partition`; 0 for a partition that
 /// went to another process, so that the sum over processes is the group's.
@@ -34,21 +33,6 @@ const ERRORS: &str = "tombstream_kafka_errors_total";
 
 /// How long one question about offsets may take before it is asked again.
 const LOOKUP_WAIT: Duration = Duration::from_secs(5);
-
-/// Events that may be lost: what the group committed is not in the log any more.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gap {
-    /// The topic.
-    pub topic: String,
-    /// The partition.
-    pub partition: i32,
-    /// What the group committed, or what would have been read next.
-    pub committed: i64,
-    /// The first offset in the log.
-    pub low: i64,
-    /// The offset after the last one in the log.
-    pub high: i64,
-}
 
 /// What the reader's thread and the source share.
 pub(super) struct Shared {

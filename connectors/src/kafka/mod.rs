@@ -5,16 +5,14 @@
 //! [`Source::commit`](tombstream_model::Source::commit) is called behind the pipeline's frontier.
 //!
 //! A thread of its own (`reader`) polls librdkafka, so that rebalances are answered while the
-//! pipeline waits for something else; another one (`committer`) commits. `config`, `offsets` and
-//! `buffer` decide and do no I/O; `context` is what librdkafka calls back. `publisher` is the other
-//! way: it shares the settings, and nothing else.
+//! pipeline waits for something else; another one (`committer`) commits. What may be
+//! committed is decided in `log`, without I/O; `context` is what librdkafka calls back. `publisher` is
+//! the other way: it shares the settings, and nothing else.
 
-mod buffer;
 mod check;
 mod committer;
 mod config;
 mod context;
-mod offsets;
 mod publisher;
 mod reader;
 mod source;
@@ -24,7 +22,7 @@ pub use check::{
     TopicFacts, check, check_publisher,
 };
 pub use config::{EnvSetting, FileSetting, KafkaConfig, KafkaConfigError, Setting};
-pub use context::Gap;
-pub use offsets::Start;
 pub use publisher::{KafkaPublisher, KafkaPublisherConfig};
 pub use source::KafkaSource;
+
+pub use crate::log::{Gap, Start};

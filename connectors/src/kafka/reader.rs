@@ -20,7 +20,7 @@ use tracing::{debug, warn};
 
 use super::committer;
 use super::context::{Context, KafkaFault, Shared, count_error};
-use super::offsets::Start;
+use crate::log::Start;
 
 /// Longest wait in one poll: how late a stop is noticed.
 const POLL: Duration = Duration::from_millis(100);

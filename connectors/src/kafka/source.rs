@@ -11,11 +11,10 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use tombstream_model::{Mark, Polled, Source, SourceError};
 use tracing::{info, warn};
 
-use super::buffer::Buffer;
 use super::config::{KafkaConfig, KafkaConfigError};
-use super::context::{Context, Gap, Shared};
-use super::offsets::CommitAnswer;
+use super::context::{Context, Shared};
 use super::reader;
+use crate::log::{Buffer, CommitAnswer, Gap};
 
 /// How long the brokers' answer to a commit is waited for. It is sent again in any case.
 const COMMIT_WAIT: Duration = Duration::from_secs(5);

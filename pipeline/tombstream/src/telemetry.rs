@@ -27,6 +27,9 @@ pub(crate) enum LogFormat {
 /// The variable that filters the log, as `tracing` filters are written: `info,tombstream=debug`.
 const FILTER: &str = "TOMBSTREAM_LOG";
 
+/// What is shown without it. Fluvio's client tells of every connection.
+const FILTER_DEFAULT: &str = if cfg!(feature = "fluvio") { "info,fluvio=warn" } else { "info" };
+
 /// Bounds of durations, in seconds: from a millisecond to the longest deadline.
 const SECONDS: [f64; 12] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
@@ -40,9 +43,9 @@ pub(crate) fn log(format: LogFormat, file: Option<File>) -> Result<(), TryInitEr
     let (filter, complaint) = match std::env::var(FILTER) {
         Ok(text) => match EnvFilter::try_new(&text) {
             Ok(filter) => (filter, None),
-            Err(error) => (EnvFilter::new("info"), Some((text, error))),
+            Err(error) => (EnvFilter::new(FILTER_DEFAULT), Some((text, error))),
         },
-        Err(_) => (EnvFilter::new("info"), None),
+        Err(_) => (EnvFilter::new(FILTER_DEFAULT), None),
     };
     let colours = file.is_none() && std::io::stderr().is_terminal();
     let writer = match file {
@@ -58,7 +61,7 @@ pub(crate) fn log(format: LogFormat, file: Option<File>) -> Result<(), TryInitEr
         }
     }
     if let Some((text, error)) = complaint {
-        tracing::warn!(filter = text, error = %error, "{FILTER} is no filter, using info");
+        tracing::warn!(filter = text, error = %error, "{FILTER} is no filter, using {FILTER_DEFAULT}");
     }
     Ok(())
 }

@@ -111,6 +111,23 @@ pub(crate) async fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pi
             .context("source.kafka")?;
         sources.push(Box::new(source));
     }
+    #[cfg(feature = "fluvio")]
+    if let Some(section) = &config.source.fluvio {
+        let on_gap = |gap: &connectors::fluvio::Gap| {
+            error!(
+                topic = gap.topic,
+                partition = gap.partition,
+                committed = gap.committed,
+                low = gap.low,
+                high = gap.high,
+                "events are missing from the log; the sweep finds their flags"
+            );
+        };
+        let topics = topics(config);
+        let source = connectors::fluvio::FluvioSource::new(&section.config, &topics, on_gap)
+            .context("source.fluvio")?;
+        sources.push(Box::new(source));
+    }
     let generation = ledger.generation().await.context("the ledger's generation")?;
     if let Some(section) = &config.source.files {
         sources.push(Box::new(files_source(config, section, pool.clone(), bell.clone())?));
@@ -203,10 +220,10 @@ pub(crate) fn capture_config(
     Ok(section.replication(connectors::Secret::new(url.expose())))
 }
 
-/// Where `tombstream capture` publishes to.
-pub(crate) fn publisher(section: &CaptureSection) -> anyhow::Result<KafkaPublisher> {
+/// Where `tombstream capture` publishes to, if it is Kafka.
+pub(crate) fn kafka_publisher(settings: &[(String, Setting)]) -> anyhow::Result<KafkaPublisher> {
     let mut config = kafka::KafkaPublisherConfig::new("");
-    config.settings = kafka_settings(&section.kafka);
+    config.settings = kafka_settings(settings);
     KafkaPublisher::new(config).context("capture.kafka")
 }
 

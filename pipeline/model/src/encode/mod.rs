@@ -68,10 +68,18 @@ pub struct Context<'a> {
     pub now_micros: i64,
 }
 
-/// The topic of a table: `prefix.schema.table`, with what no topic's name can hold replaced by `_`.
-pub fn topic(prefix: &str, table: &WalTable) -> Arc<str> {
-    let fit = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
-    format!("{prefix}.{}.{}", table.schema, table.name).chars().map(fit).collect::<String>().into()
+/// The topic of a table. With dots it is Debezium's, `prefix.schema.table`, and what no topic of Kafka can
+/// hold is replaced by `_`. Fluvio's topics have lower-case letters, digits and dashes: there the separator
+/// is a dash, which also replaces all else.
+pub fn topic(prefix: &str, table: &WalTable, separator: char) -> Arc<str> {
+    let name = format!("{prefix}{separator}{}{separator}{}", table.schema, table.name);
+    let fit = |c: char| match separator {
+        '-' if c.is_ascii_alphanumeric() => c.to_ascii_lowercase(),
+        '-' => '-',
+        _ if c.is_ascii_alphanumeric() || "._-".contains(c) => c,
+        _ => '_',
+    };
+    name.chars().map(fit).collect::<String>().into()
 }
 
 /// The messages that a row is published as: one; a delete's tombstone beside it; of a changed key the

@@ -12,6 +12,8 @@ use metrics::counter;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+#[cfg(feature = "fluvio")]
+use tombstream_connectors::fluvio::FluvioPublisher;
 use tombstream_connectors::postgres::{self, PostgresSource, PrimaryKeys, Scope};
 use tombstream_dataflow::{Health, SourceHealth};
 use tombstream_model::encode::{self, Context, Snapshot};
@@ -23,7 +25,7 @@ use tombstream_model::{
 use tracing::{info, warn};
 
 use super::chain;
-use crate::config::{CaptureSection, Config};
+use crate::config::{Broker, CaptureSection, Config};
 use crate::shutdown::Signals;
 use crate::telemetry::Metrics;
 use crate::{http, wiring};
@@ -58,26 +60,29 @@ pub(super) async fn capture(config: Config) -> anyhow::Result<()> {
     }
     let (asks, asked) = mpsc::channel(64);
     tokio::spawn(http::serve(listener, metrics, asks, Duration::MAX));
-    let publisher = wiring::publisher(&section)?;
     let replication = wiring::capture_config(&config.database, &section)?;
     let source = PostgresSource::new(replication, pool.clone(), Scope::Published, |gap| {
         warn!("{gap}");
     })?;
     let database = sqlx::query_scalar("select current_database()").fetch_one(&pool).await?;
     info!(%listen, slot = section.slot, prefix = section.topic_prefix, "capturing");
-    let origin = encode::Origin { prefix: section.topic_prefix.as_str().into(), database };
-    let outlet = Outlet {
-        section,
-        origin,
-        pool,
-        publisher,
-        keys: PrimaryKeys::default(),
-        topics: Vec::new(),
-        first: (Lsn(0), Lsn(0)),
-    };
     let trouble = Trouble::default();
     tokio::spawn(trouble.clone().answer(asked));
-    let captured = Capture { source, outlet, trouble }.forever();
+    let broker = section.broker.clone();
+    let origin = encode::Origin { prefix: section.topic_prefix.as_str().into(), database };
+    let from = Captured { section, origin, pool, source, trouble };
+    let captured = async move {
+        match broker {
+            Broker::Kafka(settings) => from.to(wiring::kafka_publisher(&settings)?).forever().await,
+            #[cfg(feature = "fluvio")]
+            Broker::Fluvio(target) => {
+                let publisher = FluvioPublisher::new(target.config).context("capture.fluvio")?;
+                from.to(publisher).forever().await
+            }
+            #[cfg(not(feature = "fluvio"))]
+            Broker::Fluvio(_) => bail!("this build publishes to no Fluvio"),
+        }
+    };
     tokio::select! {
         failed = captured => failed,
         // What is not confirmed is read again.
@@ -85,6 +90,31 @@ pub(super) async fn capture(config: Config) -> anyhow::Result<()> {
             info!(signal, "stopped");
             Ok(())
         }
+    }
+}
+
+/// What is captured, before it is said where it goes.
+struct Captured {
+    section: CaptureSection,
+    origin: encode::Origin,
+    pool: PgPool,
+    source: PostgresSource,
+    trouble: Trouble,
+}
+
+impl Captured {
+    fn to<P: Publisher>(self, publisher: P) -> Capture<P> {
+        let Self { section, origin, pool, source, trouble } = self;
+        let outlet = Outlet {
+            section,
+            origin,
+            pool,
+            publisher,
+            keys: PrimaryKeys::default(),
+            topics: Vec::new(),
+            first: (Lsn(0), Lsn(0)),
+        };
+        Capture { source, outlet, trouble }
     }
 }
 
@@ -261,7 +291,8 @@ impl<P: Publisher> Outlet<P> {
         if let Some((_, topic)) = self.topics.iter().find(|(known, _)| Arc::ptr_eq(known, table)) {
             return Arc::clone(topic);
         }
-        let topic = encode::topic(&self.section.topic_prefix, table);
+        let separator = self.section.broker.separator();
+        let topic = encode::topic(&self.section.topic_prefix, table, separator);
         // Each change of a table describes it anew.
         if self.topics.len() >= TABLES_MAX {
             self.topics.clear();

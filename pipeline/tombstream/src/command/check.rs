@@ -84,6 +84,10 @@ pub(super) async fn check(config: Config, args: Args) -> Result<(), Failure> {
     if let Some(section) = &config.source.kafka {
         brokers(&wiring::kafka_config(section), &wiring::topics(&config), &mut report).await;
     }
+    #[cfg(feature = "fluvio")]
+    if let Some(section) = &config.source.fluvio {
+        fluvio(&section.config, &wiring::topics(&config), &mut report).await;
+    }
     println!("{} errors, {} warnings", report.errors, report.warnings);
     if report.errors > 0 { Err(Failure::Said) } else { Ok(()) }
 }
@@ -352,6 +356,38 @@ async fn brokers(config: &kafka::KafkaConfig, topics: &[String], report: &mut Re
             let number = partition.partition;
             let text = format!(
                 "topic {name}: what the group committed of partition {number} is not in the log \
+                 any more: events are lost, and the sweep finds their flags"
+            );
+            report.warning(about, &text);
+        }
+    }
+}
+
+#[cfg(feature = "fluvio")]
+async fn fluvio(
+    config: &tombstream_connectors::fluvio::FluvioConfig,
+    topics: &[String],
+    report: &mut Report,
+) {
+    let about = "fluvio";
+    let facts = match tombstream_connectors::fluvio::check(config, topics).await {
+        Ok(facts) => facts,
+        Err(error) => return report.error(about, &chain(&error)),
+    };
+    report.good(about, &format!("Fluvio {} answers at {}", facts.version, config.endpoint));
+    for topic in facts.topics {
+        let name = &topic.topic;
+        if let Some(problem) = &topic.problem {
+            report.warning(about, &format!("topic {name}: {problem}"));
+            continue;
+        }
+        let lag: i64 = topic.partitions.iter().map(|partition| partition.lag).sum();
+        let partitions = topic.partitions.len();
+        report.good(about, &format!("topic {name}: {partitions} partitions, lag {lag}"));
+        for partition in topic.partitions.iter().filter(|partition| partition.out_of_range) {
+            let number = partition.partition;
+            let text = format!(
+                "topic {name}: what the consumer committed of partition {number} is not in the log \
                  any more: events are lost, and the sweep finds their flags"
             );
             report.warning(about, &text);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tombstream_connectors::{Secret, kafka, postgres};
 
 use super::document::{Place, Section};
+use super::fluvio::FluvioTarget;
 use super::secret::SecretRef;
 use super::source::{Setting, bare_names, read_settings};
 
@@ -26,8 +27,25 @@ pub(crate) struct CaptureSection {
     pub(crate) listen: SocketAddr,
     /// How often a message of our own goes through the log, as in `[source.postgres]`.
     pub(crate) heartbeat: Duration,
+    pub(crate) broker: Broker,
+}
+
+/// Where changes are published to.
+#[derive(Clone, Debug)]
+pub(crate) enum Broker {
     /// librdkafka's settings.
-    pub(crate) kafka: Vec<(String, Setting)>,
+    Kafka(Vec<(String, Setting)>),
+    Fluvio(FluvioTarget),
+}
+
+impl Broker {
+    /// What stands between the parts of a topic's name: Fluvio's names have no dots.
+    pub(crate) fn separator(&self) -> char {
+        match self {
+            Self::Kafka(_) => '.',
+            Self::Fluvio(_) => '-',
+        }
+    }
 }
 
 impl CaptureSection {
@@ -61,10 +79,23 @@ impl CaptureSection {
             judge(kafka, &place, settings.clone());
             settings.into_iter().map(|(name, _, value)| (name, value)).collect()
         });
-        if kafka.is_none() {
-            let fix = "add [capture.kafka.settings] with \"bootstrap.servers\"";
-            section.problem(here, "says no broker", fix);
-        }
+        let has_fluvio = section.has("fluvio");
+        let fluvio = section.table("fluvio", FluvioTarget::read).flatten();
+        let broker = match (kafka, fluvio) {
+            (Some(kafka), None) if !has_fluvio => Some(Broker::Kafka(kafka)),
+            (None, Some(fluvio)) => Some(Broker::Fluvio(fluvio)),
+            (Some(_), _) => {
+                section.problem(here, "says two brokers", "keep one: kafka or fluvio");
+                None
+            }
+            (None, None) => {
+                let fix = "add [capture.kafka.settings] with \"bootstrap.servers\", or [capture.fluvio]";
+                if !has_fluvio {
+                    section.problem(here, "says no broker", fix);
+                }
+                None
+            }
+        };
         Some(Self {
             url,
             slot,
@@ -73,7 +104,7 @@ impl CaptureSection {
             snapshot,
             listen,
             heartbeat,
-            kafka: kafka?,
+            broker: broker?,
         })
     }
 

@@ -9,6 +9,7 @@ mod capture;
 mod database;
 mod document;
 mod files;
+mod fluvio;
 mod pipeline;
 mod relation;
 mod rules;
@@ -23,7 +24,7 @@ use std::sync::Arc;
 use tombstream_model::Relation;
 
 pub(crate) use api::ApiSection;
-pub(crate) use capture::CaptureSection;
+pub(crate) use capture::{Broker, CaptureSection};
 pub(crate) use database::DatabaseConfig;
 pub(crate) use document::{Place, Problem, Problems};
 pub(crate) use files::FilesSection;
@@ -148,8 +149,10 @@ impl Config {
         rules::apart(root, &relations);
         if let Some(source) = &source {
             let kafka = source.kafka.as_ref().map(|kafka| &kafka.place);
-            rules::topics(root, kafka, source.files.is_some(), &relations);
+            let fluvio = source.fluvio.as_ref().map(|fluvio| &fluvio.place);
+            rules::topics(root, kafka, fluvio, source.files.is_some(), &relations);
             rules::streams(root, database.as_ref(), source.postgres.as_ref());
+            fluvio::names(root, source.fluvio.as_ref(), &relations);
         }
         let mut models = Vec::new();
         let mut routes = Vec::new();

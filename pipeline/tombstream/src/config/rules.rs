@@ -70,27 +70,40 @@ pub(super) fn apart(section: &Section<'_, '_>, relations: &[RelationConfig]) {
 pub(super) fn topics(
     section: &Section<'_, '_>,
     kafka: Option<&Place>,
+    fluvio: Option<&Place>,
     has_files: bool,
     relations: &[RelationConfig],
 ) {
     let named: Vec<&Place> =
         relations.iter().flat_map(|relation| &relation.topics).map(|(place, _)| place).collect();
-    match kafka {
+    if let (Some(_), Some(place)) = (kafka, fluvio) {
+        section.problem(
+            place.clone(),
+            "would read the same topics as [source.kafka]",
+            "leave one of the two out: each reads every topic of every relation",
+        );
+    }
+    let readers = [(kafka, "kafka", "app.public.documents"), (fluvio, "fluvio", "app-documents")];
+    let mut readers = readers
+        .into_iter()
+        .filter_map(|(place, name, topic)| place.map(|place| (place, name, topic)));
+    match readers.next() {
         // A line of a file may name its table, so that files alone need no topics.
         None if has_files => {}
         None => {
             for place in named {
                 section.problem(
                     place.clone(),
-                    "names topics, but nothing reads Kafka or files",
-                    "add [source.kafka] or [source.files], or leave topics out: the sweep finds the flags",
+                    "names topics, but nothing reads Kafka, Fluvio or files",
+                    "add [source.kafka], [source.fluvio] or [source.files], or leave topics out: the \
+                     sweep finds the flags",
                 );
             }
         }
-        Some(place) if named.is_empty() && !relations.is_empty() => section.problem(
+        Some((place, name, topic)) if named.is_empty() && !relations.is_empty() => section.problem(
             place.clone(),
             "there is nothing to read: no relation names a topic",
-            "write topics = [\"app.public.documents\"] in a relation, or leave [source.kafka] out",
+            format!("write topics = [{topic:?}] in a relation, or leave [source.{name}] out"),
         ),
         Some(_) => {}
     }

@@ -9,6 +9,7 @@ use toml::de::DeValue;
 
 use super::document::{Place, Section};
 use super::files::FilesSection;
+use super::fluvio::FluvioSection;
 use super::secret::SecretRef;
 use super::value::{Leaf, Wrong, describe};
 
@@ -19,6 +20,7 @@ pub(crate) struct SourceConfig {
     pub(crate) kafka: Option<KafkaSection>,
     pub(crate) postgres: Option<PostgresSection>,
     pub(crate) files: Option<FilesSection>,
+    pub(crate) fluvio: Option<FluvioSection>,
     pub(crate) sweep: SweepSection,
 }
 
@@ -81,11 +83,16 @@ impl SourceConfig {
         let postgres = section.table("postgres", PostgresSection::read);
         let has_files = section.has("files");
         let files = section.table("files", FilesSection::read).flatten();
+        let has_fluvio = section.has("fluvio");
+        let fluvio = section.table("fluvio", FluvioSection::read).flatten();
         let sweep = section.table("sweep", SweepSection::read);
-        if (written && kafka.is_none()) || (has_files && files.is_none()) {
+        let broken = (written && kafka.is_none())
+            || (has_files && files.is_none())
+            || (has_fluvio && fluvio.is_none());
+        if broken {
             return None;
         }
-        Some(Self { kafka, postgres, files, sweep: sweep.unwrap_or_default() })
+        Some(Self { kafka, postgres, files, fluvio, sweep: sweep.unwrap_or_default() })
     }
 }
 

@@ -477,7 +477,7 @@ impl Leaf for Vec<HttpUrl> {
 }
 
 /// A value that nobody looks at.
-struct Anything;
+pub(super) struct Anything;
 
 impl Leaf for Anything {
     fn read(_: &DeValue<'_>) -> Result<Self, Wrong> {

@@ -157,3 +157,43 @@ fn a_lease_that_the_slowest_store_outlasts_is_refused() {
     let config = Config::parse("example".into(), &text, Needs::Database).unwrap();
     assert_eq!(config.pipeline.lease, Duration::from_secs(41));
 }
+
+/// The example with Fluvio in the place of Kafka.
+fn with_fluvio(keys: &str, topic: &str) -> Result<Config, Problems> {
+    let (before, rest) = EXAMPLE.split_once("[source.kafka]\n").unwrap();
+    let (_, after) = rest.split_once("# --- The scan of the flag itself").unwrap();
+    let text = format!("{before}[source.fluvio]\n{keys}\n#{after}");
+    let text = text.replace("\"app.public.documents\"", &format!("{topic:?}"));
+    Config::parse("example".into(), &text.replace("DATABASE_URL", "PATH"), Needs::Database)
+}
+
+#[cfg(not(feature = "fluvio"))]
+#[test]
+fn a_build_without_fluvio_says_how_to_get_one_with_it() {
+    let problems = with_fluvio("endpoint = \"sc:9003\"", "app-documents").unwrap_err();
+    assert_eq!(problems.list.len(), 1, "{problems}");
+    assert!(problems.list[0].fix.contains("--features fluvio"), "{problems}");
+}
+
+#[cfg(feature = "fluvio")]
+#[test]
+fn fluvio_is_read_where_kafka_is_not() {
+    let config = with_fluvio("endpoint = \"sc:9003\"", "app-documents").unwrap();
+    let fluvio = config.source.fluvio.unwrap().config;
+    let default = tombstream_connectors::fluvio::FluvioConfig::new("sc:9003", "tombstream");
+    assert_eq!(format!("{fluvio:?}"), format!("{default:?}"));
+
+    let said = |keys: &str, topic: &str| {
+        let problems = with_fluvio(keys, topic).unwrap_err();
+        assert_eq!(problems.list.len(), 1, "{problems}");
+        problems.to_string()
+    };
+    let endpoint = "endpoint = \"sc:9003\"";
+    assert!(said("endpoint = \"sc\"", "t").contains("host:9003"));
+    assert!(said(endpoint, "app.public.documents").contains("app-public-documents"));
+    let no_key = "[source.fluvio.tls]\ndomain = \"d\"\nca_file = \"/a\"\ncert_file = \"/b\"";
+    assert!(said(&format!("{endpoint}\n{no_key}"), "t").contains("key_file"));
+    assert!(said(&format!("{endpoint}\n{no_key}\nkey_file = \"/c\""), "t").contains("/a"));
+    let both = format!("{endpoint}\n[source.kafka.settings]\n\"bootstrap.servers\" = \"b:1\"");
+    assert!(said(&both, "t").contains("the same topics"));
+}

@@ -7,7 +7,7 @@ use tombstream_model::{Event, Mark, Polled, Records};
 
 /// A bounded queue of events. The bound is kept by whoever pushes: see [`Buffer::is_full`].
 #[derive(Debug)]
-pub(super) struct Buffer {
+pub(crate) struct Buffer {
     queue: VecDeque<Read>,
     /// How many of the oldest may be taken.
     ready: usize,
@@ -30,35 +30,35 @@ impl Read {
 }
 
 impl Buffer {
-    pub(super) fn new(items_max: usize, bytes_max: usize) -> Self {
+    pub(crate) fn new(items_max: usize, bytes_max: usize) -> Self {
         Self { queue: VecDeque::new(), ready: 0, bytes: 0, items_max, bytes_max }
     }
 
     /// Puts an event in. It can be taken once it is published: otherwise a caller that is faster
     /// than the reader would get events one by one.
-    pub(super) fn push(&mut self, event: Event, assignment: u64) {
+    pub(crate) fn push(&mut self, event: Event, assignment: u64) {
         let read = Read { event, assignment };
         self.bytes += read.bytes();
         self.queue.push_back(read);
     }
 
     /// Lets everything be taken that was pushed.
-    pub(super) fn publish(&mut self) {
+    pub(crate) fn publish(&mut self) {
         self.ready = self.queue.len();
     }
 
     /// Whether reading has to wait.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.queue.len() >= self.items_max || self.bytes >= self.bytes_max
     }
 
     /// Whether reading that had to wait may go on.
-    pub(super) fn is_half_empty(&self) -> bool {
+    pub(crate) fn is_half_empty(&self) -> bool {
         self.queue.len() <= self.items_max / 2 && self.bytes <= self.bytes_max / 2
     }
 
     /// Forgets events, for whose partition no mark will ever pass them.
-    pub(super) fn retain(&mut self, mut keep: impl FnMut(&Event, u64) -> bool) {
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&Event, u64) -> bool) {
         let (mut index, mut ready) = (0, 0);
         self.queue.retain(|read| {
             let kept = keep(&read.event, read.assignment);
@@ -71,7 +71,7 @@ impl Buffer {
     }
 
     /// The oldest events, at most `items_max`, with one mark for each partition.
-    pub(super) fn take(&mut self, items_max: usize) -> Option<Polled> {
+    pub(crate) fn take(&mut self, items_max: usize) -> Option<Polled> {
         let items_max = items_max.min(self.ready);
         let mut events = Vec::with_capacity(items_max);
         let mut marks = Vec::<Mark>::new();

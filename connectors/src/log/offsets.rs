@@ -38,18 +38,33 @@ impl Start {
     }
 }
 
+/// Events that may be lost: what was committed is not in the log any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: i32,
+    /// What was committed, or what would have been read next.
+    pub committed: i64,
+    /// The first offset in the log.
+    pub low: i64,
+    /// The offset after the last one in the log.
+    pub high: i64,
+}
+
 /// One offset to be committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Commit {
-    pub(super) topic: Arc<str>,
-    pub(super) partition: i32,
-    pub(super) assignment: u64,
-    pub(super) next: i64,
+pub(crate) struct Commit {
+    pub(crate) topic: Arc<str>,
+    pub(crate) partition: i32,
+    pub(crate) assignment: u64,
+    pub(crate) next: i64,
 }
 
 /// How a commit that was sent ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum CommitAnswer {
+pub(crate) enum CommitAnswer {
     /// The group has it.
     Done,
     /// Not now: it is sent again.
@@ -60,7 +75,7 @@ pub(super) enum CommitAnswer {
 
 /// The partitions that this process reads.
 #[derive(Debug, Default)]
-pub(super) struct Assignments {
+pub(crate) struct Assignments {
     topics: HashMap<Arc<str>, BTreeMap<i32, Assigned>>,
     /// The number of the newest assignment.
     newest: u64,
@@ -90,7 +105,7 @@ impl Assigned {
 
 impl Assignments {
     /// Takes a partition in. Whatever an earlier assignment of it left is dead.
-    pub(super) fn assign(&mut self, topic: &str, partition: i32, start: Start) -> u64 {
+    pub(crate) fn assign(&mut self, topic: &str, partition: i32, start: Start) -> u64 {
         let at = match start {
             Start::Committed(offset) => Some(offset),
             // What the group has is not in the log, so a smaller offset may replace it.
@@ -107,7 +122,7 @@ impl Assignments {
     }
 
     /// Gives a partition up, and says what was handed in for it and is not with the group yet.
-    pub(super) fn revoke(&mut self, topic: &str, partition: i32) -> Option<Commit> {
+    pub(crate) fn revoke(&mut self, topic: &str, partition: i32) -> Option<Commit> {
         let (name, partitions) = self.topics.get_key_value(topic)?;
         let name = Arc::clone(name);
         let assigned = partitions.get(&partition)?;
@@ -117,7 +132,7 @@ impl Assignments {
     }
 
     /// Notes that an event was read, and says under which assignment.
-    pub(super) fn read(
+    pub(crate) fn read(
         &mut self,
         topic: &str,
         partition: i32,
@@ -131,12 +146,12 @@ impl Assignments {
     }
 
     /// Whether an assignment of a partition still is the one that counts.
-    pub(super) fn is_alive(&self, topic: &str, partition: i32, assignment: u64) -> bool {
+    pub(crate) fn is_alive(&self, topic: &str, partition: i32, assignment: u64) -> bool {
         self.get(topic, partition).is_some_and(|assigned| assigned.number == assignment)
     }
 
     /// Every partition with what is read next of it.
-    pub(super) fn positions(&self) -> Vec<(Arc<str>, i32, Option<i64>)> {
+    pub(crate) fn positions(&self) -> Vec<(Arc<str>, i32, Option<i64>)> {
         let mut positions = Vec::new();
         for (topic, partitions) in &self.topics {
             for (partition, assigned) in partitions {
@@ -147,12 +162,12 @@ impl Assignments {
     }
 
     /// The partitions of a topic.
-    pub(super) fn partitions(&self, topic: &str) -> Vec<i32> {
+    pub(crate) fn partitions(&self, topic: &str) -> Vec<i32> {
         self.topics.get(topic).map(|all| all.keys().copied().collect()).unwrap_or_default()
     }
 
     /// How many events of a partition the group has not committed.
-    pub(super) fn lag(&self, topic: &str, partition: i32, low: i64, high: i64) -> Option<i64> {
+    pub(crate) fn lag(&self, topic: &str, partition: i32, low: i64, high: i64) -> Option<i64> {
         let assigned = self.get(topic, partition)?;
         // A watermark below zero is one that librdkafka does not know yet.
         (high >= 0).then(|| (high - assigned.committed.unwrap_or(low).max(low).max(0)).max(0))
@@ -162,7 +177,7 @@ impl Assignments {
     ///
     /// Invariant (S7): marks of a dead assignment are ignored, and an assignment's offsets only
     /// grow; `a_mark_dies_with_its_assignment`, `a_commit_never_goes_back`.
-    pub(super) fn want(&mut self, marks: &[Mark]) {
+    pub(crate) fn want(&mut self, marks: &[Mark]) {
         for mark in marks {
             let partitions = self.topics.get_mut(&*mark.topic);
             let assigned = partitions.and_then(|all| all.get_mut(&mark.partition));
@@ -176,7 +191,7 @@ impl Assignments {
     }
 
     /// Whether the group has all of `marks` that are not dead.
-    pub(super) fn has(&self, marks: &[Mark]) -> bool {
+    pub(crate) fn has(&self, marks: &[Mark]) -> bool {
         marks.iter().all(|mark| {
             self.get(&mark.topic, mark.partition).is_none_or(|assigned| {
                 assigned.number != mark.assignment
@@ -186,7 +201,7 @@ impl Assignments {
     }
 
     /// What is to be sent now. It counts as in flight until it is answered; none while another is.
-    pub(super) fn due(&mut self) -> Option<Vec<Commit>> {
+    pub(crate) fn due(&mut self) -> Option<Vec<Commit>> {
         if self.in_flight.is_some() {
             return None;
         }
@@ -211,18 +226,43 @@ impl Assignments {
         Some(due)
     }
 
+    /// What is to be sent of one partition now, where partitions are committed one by one.
+    pub(crate) fn due_of(&self, topic: &str, partition: i32) -> Option<Commit> {
+        let (topic, partitions) = self.topics.get_key_value(topic)?;
+        let assigned = partitions.get(&partition)?;
+        let topic = Arc::clone(topic);
+        let assignment = assigned.number;
+        assigned.owes().map(|next| Commit { topic, partition, assignment, next })
+    }
+
+    /// Notes that the group has what was sent of one partition.
+    pub(crate) fn committed(&mut self, commit: &Commit) {
+        let partitions = self.topics.get_mut(&commit.topic);
+        let assigned = partitions.and_then(|all| all.get_mut(&commit.partition));
+        if let Some(assigned) = assigned
+            && assigned.number == commit.assignment
+        {
+            assigned.committed = assigned.committed.max(Some(commit.next));
+        }
+    }
+
+    /// A partition's assignment, and what is read next of it, if that is known.
+    pub(crate) fn position(&self, topic: &str, partition: i32) -> Option<(u64, Option<i64>)> {
+        self.get(topic, partition).map(|assigned| (assigned.number, assigned.next))
+    }
+
     /// Whether anything is to be sent.
-    pub(super) fn owes(&self) -> bool {
+    pub(crate) fn owes(&self) -> bool {
         self.topics.values().flat_map(BTreeMap::values).any(|assigned| assigned.owes().is_some())
     }
 
     /// The number of the newest commit that was sent.
-    pub(super) fn sent(&self) -> u64 {
+    pub(crate) fn sent(&self) -> u64 {
         self.sent
     }
 
     /// Takes the answer to what is in flight.
-    pub(super) fn answered(&mut self, answer: CommitAnswer) {
+    pub(crate) fn answered(&mut self, answer: CommitAnswer) {
         let sent = self.in_flight.take().unwrap_or_default();
         self.answered = self.sent;
         if answer != CommitAnswer::Done {
@@ -231,18 +271,12 @@ impl Assignments {
         }
         self.failed = None;
         for commit in sent {
-            let partitions = self.topics.get_mut(&commit.topic);
-            let assigned = partitions.and_then(|all| all.get_mut(&commit.partition));
-            if let Some(assigned) = assigned
-                && assigned.number == commit.assignment
-            {
-                assigned.committed = assigned.committed.max(Some(commit.next));
-            }
+            self.committed(&commit);
         }
     }
 
     /// How a commit sent after the one numbered `sent` ended, once one was answered.
-    pub(super) fn answer_after(&self, sent: u64) -> Option<CommitAnswer> {
+    pub(crate) fn answer_after(&self, sent: u64) -> Option<CommitAnswer> {
         (self.answered > sent).then(|| self.failed.clone().unwrap_or(CommitAnswer::Done))
     }
 
@@ -376,6 +410,27 @@ mod tests {
         // The late answer belongs to the dead assignment.
         assignments.answered(CommitAnswer::Done);
         assert!(!assignments.has(&[mark(0, again, 4)]));
+    }
+
+    #[test]
+    fn partitions_are_committed_one_by_one_where_that_is_how_it_goes() {
+        let mut assignments = Assignments::default();
+        let numbers = [0, 1].map(|partition| assignments.assign("t", partition, Start::Beginning));
+        assert_eq!(assignments.position("t", 0), Some((numbers[0], None)));
+        assert_eq!(assignments.position("t", 2), None);
+        assignments.read("t", 0, 6);
+        assert_eq!(assignments.position("t", 0), Some((numbers[0], Some(7))));
+        assignments.want(&[mark(0, numbers[0], 7), mark(1, numbers[1], 9)]);
+        let due = assignments.due_of("t", 0).unwrap();
+        assert_eq!((due.partition, due.next), (0, 7));
+        // Another partition's, one of before, and one of a dead assignment change nothing.
+        assignments.committed(&Commit { next: 3, ..due.clone() });
+        assignments.committed(&Commit { assignment: 77, ..due.clone() });
+        assert_eq!(assignments.due_of("t", 0), Some(due.clone()));
+        assignments.committed(&due);
+        assert_eq!(assignments.due_of("t", 0), None);
+        assert!(assignments.has(&[mark(0, numbers[0], 7)]));
+        assert!(!assignments.has(&[mark(1, numbers[1], 9)]));
     }
 
     #[test]
