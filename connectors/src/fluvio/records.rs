@@ -60,7 +60,7 @@ pub(super) fn decode(
             let origin = Origin { topic: Arc::clone(topic), partition: number, offset };
             // Fluvio has no null values: an empty one is what a tombstone is published as.
             let value = Some(record.value).filter(|value| !value.is_empty());
-            fetched.events.push(Event { origin, key: record.key, value });
+            fetched.events.push(Event { origin, topic: None, key: record.key, value });
         }
         after = Some(batch.computed_last_offset());
     }

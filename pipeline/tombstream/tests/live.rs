@@ -203,7 +203,7 @@ async fn a_flag_is_told_by_the_log_and_a_slot_that_is_gone_is_made_anew() {
     let fixed = place.run(&["check", "--fix"]);
     assert_eq!(fixed.status.code(), Some(0), "{}", text(&fixed.stdout));
     assert!(text(&fixed.stdout).contains("done: create publication"), "{}", text(&fixed.stdout));
-    let mut insert = async |place: &mut Place, id: i64| {
+    let insert = async |place: &mut Place, id: i64| {
         let insert = "insert into public.notes values ($1, null)";
         sqlx::query(insert).bind(id).execute(&mut place.db).await.unwrap();
         std::fs::create_dir_all(place.copy(id).parent().unwrap()).unwrap();

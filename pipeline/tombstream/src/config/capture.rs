@@ -89,7 +89,8 @@ impl CaptureSection {
                 None
             }
             (None, None) => {
-                let fix = "add [capture.kafka.settings] with \"bootstrap.servers\", or [capture.fluvio]";
+                let fix =
+                    "add [capture.kafka.settings] with \"bootstrap.servers\", or [capture.fluvio]";
                 if !has_fluvio {
                     section.problem(here, "says no broker", fix);
                 }
