@@ -425,8 +425,9 @@ fn topics_need_a_reader_and_files_are_one() {
     let kafka = "[source.kafka.settings]\n\"bootstrap.servers\" = \"127.0.0.1:9092\"\n";
     assert_eq!(
         said(&[(kafka, "")]),
-        "t.toml:22: `relation.documents.topics`: names topics, but nothing reads Kafka or files\n    \
-         fix: add [source.kafka] or [source.files], or leave topics out: the sweep finds the flags\n"
+        "t.toml:22: `relation.documents.topics`: names topics, but nothing reads Kafka, Fluvio or files\n    \
+         fix: add [source.kafka], [source.fluvio] or [source.files], or leave topics out: the sweep finds \
+         the flags\n"
     );
     let files = WHOLE.replace(kafka, "[source.files]\npath = \"file:///srv/archive\"\n");
     for text in [files.as_str(), &files.replace("topics = [\"app.public.documents\"]\n", "")] {
