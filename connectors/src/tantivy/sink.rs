@@ -26,6 +26,9 @@ const REMEMBERED_MAX: usize = 100_000;
 /// How often the lock is tried while another writer holds it.
 const LOCK_WAIT: Duration = Duration::from_millis(25);
 
+/// Longer than anybody waits; a clock can't be asked for much more.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
 /// An index in a folder, as a place to destroy documents in.
 pub struct TantivySink {
     shared: Arc<Shared>,
@@ -208,7 +211,7 @@ impl TantivySink {
             if done {
                 let mut state = shared.state();
                 state.purged = served;
-                state.purge_at = Instant::now().checked_add(shared.config.purge_wait);
+                state.purge_at = Some(Instant::now() + shared.config.purge_wait.min(LONGEST));
             }
             Ok(done.then_some(()))
         };
@@ -229,7 +232,7 @@ impl Sink for TantivySink {
         let config = self.config();
         let (mut ends, wanted) = self.sort(batch);
         // The stage stops waiting at `timeout`, and an answer beats a time-out.
-        let until = Instant::now() + config.timeout * 3 / 4;
+        let until = Instant::now() + (config.timeout / 4 * 3).min(LONGEST);
         let wanted = Arc::new(wanted);
         if !wanted.is_empty() {
             let asked = Arc::clone(&wanted);
