@@ -5,7 +5,7 @@
 //! other for each partition, each answered before the next. What a dead connection still holds can be
 //! written late all the same, since Fluvio knows no idempotent producers; nothing is left out by that.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -193,15 +193,22 @@ impl Inner {
             Some(spu) if !spu.is_stale() => spu,
             _ => Spu::connect(&self.cluster, leader).await.map_err(Failure::Fault)?,
         };
-        for chunk in chunks(messages) {
+        let mut left = VecDeque::from(chunks(messages));
+        while let Some(mut chunk) = left.pop_front() {
             let bytes = chunk.iter().map(length).sum();
             let what = || format!("partition {partition} of {name} at {}", leader.endpoint);
-            let request = request(name, *partition, chunk, topic.compression)
+            let request = request(name, *partition, &chunk, topic.compression)
                 .map_err(|why| Failure::Fault(Fault::broken(what(), why)))?;
             let answer = spu.produce("publishing", request).await.map_err(Failure::Fault)?;
             match answer.find_partition_response(name, *partition) {
+                // More than a segment of the topic holds. Nothing of it was written.
                 Some(found) if found.error_code == ErrorCode::MessageTooLarge => {
-                    return Err(Failure::TooLarge { bytes });
+                    if chunk.len() == 1 {
+                        return Err(Failure::TooLarge { bytes });
+                    }
+                    let second = chunk.split_off(chunk.len() / 2);
+                    left.push_front(second);
+                    left.push_front(chunk);
                 }
                 Some(found) => {
                     Fault::check(found.error_code.clone(), what).map_err(Failure::Fault)?;
@@ -230,8 +237,8 @@ fn judge(topic: &str, failure: Failure) -> PublishError {
     match failure {
         Failure::Fault(fault) => PublishError::Unavailable(Box::new(fault)),
         Failure::TooLarge { bytes } => PublishError::Fatal(format!(
-            "messages of {bytes} bytes for topic {topic} are too large: raise the topic's \
-             max-partition-size, segment size or the SPU's max_request_size"
+            "a message of {bytes} bytes for topic {topic} is too large: make the topic with a larger \
+             segment size, or raise the SPU's max_request_size"
         )),
     }
 }
@@ -287,15 +294,15 @@ fn chunks(messages: Vec<Message>) -> Vec<Vec<Message>> {
 fn request(
     name: &str,
     partition: u32,
-    messages: Vec<Message>,
+    messages: &[Message],
     codec: Compression,
 ) -> Result<DefaultProduceRequest, String> {
     let mut records = Vec::with_capacity(messages.len());
     for message in messages {
-        let data = |bytes: Bytes| RecordData::from(Vec::from(bytes));
+        let data = |bytes: &Bytes| RecordData::from(bytes.to_vec());
         // Fluvio has no null values: a tombstone is an empty one.
-        let value = data(message.value.unwrap_or_default());
-        let key = message.key.map_or(RecordKey::NULL, |key| RecordKey::from(data(key)));
+        let value = message.value.as_ref().map_or_else(RecordData::default, data);
+        let key = message.key.as_ref().map_or(RecordKey::NULL, |key| RecordKey::from(data(key)));
         records.push(Record::new_key_value(key, value));
     }
     let mut batch = Batch::new();

@@ -5,7 +5,7 @@
 
 #![cfg_attr(
     not(all(feature = "fluvio", feature = "kafka")),
-    allow(dead_code, reason = "each source uses a part of it")
+    allow(dead_code, unused_imports, reason = "each source uses a part of it")
 )]
 
 mod buffer;

@@ -661,4 +661,10 @@ async fn a_message_that_the_topic_does_not_take_halts_and_says_what_to_raise() {
     let error = error.unwrap_err();
     assert_eq!(error.disposition(), Disposition::Halt);
     assert!(error.to_string().contains("too large"), "{error}");
+    // Many small ones pass, though together they are more than a segment holds.
+    let batch: Vec<Message> =
+        (0..100).map(|it| topic.message("k", &format!("{it:04}").repeat(250))).collect();
+    publish(&publisher, batch.clone()).await.unwrap();
+    let values = |all: &[Message]| all.iter().map(|it| it.value.clone()).collect::<Vec<_>>();
+    assert_eq!(values(&topic.read().await.concat()), values(&batch));
 }

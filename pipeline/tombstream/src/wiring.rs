@@ -222,9 +222,14 @@ pub(crate) fn capture_config(
 
 /// Where `tombstream capture` publishes to, if it is Kafka.
 pub(crate) fn kafka_publisher(settings: &[(String, Setting)]) -> anyhow::Result<KafkaPublisher> {
+    KafkaPublisher::new(publisher_config(settings)).context("capture.kafka")
+}
+
+/// The producer as its connector takes it. Its secrets are read there.
+pub(crate) fn publisher_config(settings: &[(String, Setting)]) -> kafka::KafkaPublisherConfig {
     let mut config = kafka::KafkaPublisherConfig::new("");
     config.settings = kafka_settings(settings);
-    KafkaPublisher::new(config).context("capture.kafka")
+    config
 }
 
 /// The ledger of the configured relations and stores.

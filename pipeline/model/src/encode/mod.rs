@@ -71,8 +71,8 @@ pub struct Context<'a> {
 /// The topic of a table. With dots it is Debezium's, `prefix.schema.table`, and what no topic of Kafka can
 /// hold is replaced by `_`. Fluvio's topics have lower-case letters, digits and dashes: there the separator
 /// is a dash, which also replaces all else.
-pub fn topic(prefix: &str, table: &WalTable, separator: char) -> Arc<str> {
-    let name = format!("{prefix}{separator}{}{separator}{}", table.schema, table.name);
+pub fn topic(prefix: &str, schema: &str, table: &str, separator: char) -> Arc<str> {
+    let name = format!("{prefix}{separator}{schema}{separator}{table}");
     let fit = |c: char| match separator {
         '-' if c.is_ascii_alphanumeric() => c.to_ascii_lowercase(),
         '-' => '-',
@@ -258,4 +258,16 @@ fn times(micros: i64, json: &mut Json) {
     json.number(micros);
     json.name("ts_ns");
     json.number(i128::from(micros) * 1_000);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_are_named_as_their_broker_can() {
+        assert_eq!(&*topic("app", "public", "documents", '.'), "app.public.documents");
+        assert_eq!(&*topic("app", "public", "my table", '.'), "app.public.my_table");
+        assert_eq!(&*topic("app", "public", "My_Table", '-'), "app-public-my-table");
+    }
 }

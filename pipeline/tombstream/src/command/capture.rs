@@ -292,7 +292,8 @@ impl<P: Publisher> Outlet<P> {
             return Arc::clone(topic);
         }
         let separator = self.section.broker.separator();
-        let topic = encode::topic(&self.section.topic_prefix, table, separator);
+        let prefix = &self.section.topic_prefix;
+        let topic = encode::topic(prefix, &table.schema, &table.name, separator);
         // Each change of a table describes it anew.
         if self.topics.len() >= TABLES_MAX {
             self.topics.clear();

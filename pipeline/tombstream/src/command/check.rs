@@ -13,10 +13,10 @@ use tombstream_connectors::postgres::{self, Finding, Makes, ReplicationConfig, S
 #[cfg(feature = "embedded")]
 use tombstream_connectors::tantivy::TantivySink;
 use tombstream_connectors::{files, kafka, s3};
-use tombstream_model::{AddressTemplate, FlagKind, Relation, SinkError, StoreId};
+use tombstream_model::{AddressTemplate, FlagKind, Relation, SinkError, StoreId, encode};
 
 use super::{Failure, chain};
-use crate::config::{Config, Problem, Problems, StoreConfig};
+use crate::config::{Broker, CaptureSection, Config, Problem, Problems, StoreConfig};
 use crate::wiring::{self, Connected};
 
 #[derive(Debug, clap::Args)]
@@ -80,6 +80,9 @@ pub(super) async fn check(config: Config, args: Args) -> Result<(), Failure> {
     database(&config, args.fix, &mut report).await;
     for (store, id) in config.stores.iter().zip(0..) {
         self::store(&config, StoreId(id), store, &mut report).await;
+    }
+    if let Some(section) = &config.capture {
+        published(&config, section, &mut report).await;
     }
     if let Some(section) = &config.source.kafka {
         brokers(&wiring::kafka_config(section), &wiring::topics(&config), &mut report).await;
@@ -333,6 +336,42 @@ async fn embedded(sink: &TantivySink, fields: &[&str], about: &str, report: &mut
         let text = "another writer holds the index's lock: deletions wait until it is dropped; \
                     whoever feeds the index must drop its writer between its turns";
         report.warning(about, text);
+    }
+}
+
+/// Whether the topics are there that the relations' changes are published to.
+async fn published(config: &Config, section: &CaptureSection, report: &mut Report) {
+    let about = "capture";
+    let separator = section.broker.separator();
+    let topics = config.relations.iter().map(|relation| {
+        let prefix = &section.topic_prefix;
+        encode::topic(prefix, &relation.schema, &relation.table, separator).to_string()
+    });
+    let topics: Vec<String> = topics.collect();
+    let found: Vec<(String, Option<String>)> = match &section.broker {
+        Broker::Kafka(settings) => {
+            let facts = kafka::check_publisher(&wiring::publisher_config(settings), &topics).await;
+            match facts {
+                Ok(facts) => facts.topics.into_iter().map(|it| (it.topic, it.problem)).collect(),
+                Err(error) => return report.error(about, &chain(&error)),
+            }
+        }
+        #[cfg(feature = "fluvio")]
+        Broker::Fluvio(target) => {
+            let facts = tombstream_connectors::fluvio::check_publisher(&target.config, &topics);
+            match facts.await {
+                Ok(facts) => facts.topics.into_iter().map(|it| (it.topic, it.problem)).collect(),
+                Err(error) => return report.error(about, &chain(&error)),
+            }
+        }
+        #[cfg(not(feature = "fluvio"))]
+        Broker::Fluvio(_) => return,
+    };
+    for (topic, problem) in found {
+        match problem {
+            None => report.good(about, &format!("topic {topic} can be published to")),
+            Some(problem) => report.warning(about, &format!("topic {topic}: {problem}")),
+        }
     }
 }
 
