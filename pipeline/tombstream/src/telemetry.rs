@@ -27,8 +27,13 @@ pub(crate) enum LogFormat {
 /// The variable that filters the log, as `tracing` filters are written: `info,tombstream=debug`.
 const FILTER: &str = "TOMBSTREAM_LOG";
 
-/// What is shown without it. Fluvio's client tells of every connection.
-const FILTER_DEFAULT: &str = if cfg!(feature = "fluvio") { "info,fluvio=warn" } else { "info" };
+/// What is shown without it. Fluvio's client tells of every connection, sqlx of every slow statement,
+/// with kilobytes of its text.
+const FILTER_DEFAULT: &str = if cfg!(feature = "fluvio") {
+    "info,sqlx::query=error,fluvio=warn"
+} else {
+    "info,sqlx::query=error"
+};
 
 /// Bounds of durations, in seconds: from a millisecond to the longest deadline.
 const SECONDS: [f64; 12] =
