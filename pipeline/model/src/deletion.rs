@@ -66,9 +66,9 @@ impl State {
                 Self::Claimed,
                 Self::Finalized | Self::Parked | Self::Superseded | Self::LateRestore,
             ) => true,
-            (Self::Parked, Self::Pending | Self::Cancelled) => !claimed,
-            (Self::Parked, Self::Claimed | Self::LateRestore) => claimed,
-            (Self::Parked, Self::Superseded) => true,
+            (Self::Parked, Self::Pending | Self::Hidden | Self::Cancelled) => !claimed,
+            (Self::Parked, Self::LateRestore) => claimed,
+            (Self::Parked, Self::Claimed | Self::Superseded) => true,
             _ => false,
         }
     }
@@ -144,7 +144,7 @@ mod tests {
         pending        .      x       x      x        .         x          x          .
         hidden         .      .       x      x        .         x          x          .
         claimed        .      .       .      x        x         .          x          x
-        parked         n      .       c      .        .         n          x          c
+        parked         n      n       x      .        .         n          x          c
         finalized      .      .       .      .        .         .          .          .
         cancelled      .      .       .      .        .         .          .          .
         superseded     .      .       .      .        .         .          .          .
