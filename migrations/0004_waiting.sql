@@ -124,7 +124,7 @@ begin
     if spent + wanted > claims_max then
         refusal := format('%s claims within %s, and %s more are asked for: claims_max is %s',
             spent, "window", wanted, claims_max);
-    elsif share_max < 1 and spent + wanted > 100 and spent + wanted > share_max * state.row_count then
+    elsif share_max < 1 and spent + wanted > 100 and spent + wanted > share_max * coalesce(state.row_count, 0) then
         refusal := format('%s claims within %s, and %s more are asked for, of %s rows: share_max is %s',
             spent, "window", wanted, state.row_count, share_max);
     elsif spent_now + wanted > rate_max then

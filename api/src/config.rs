@@ -242,6 +242,8 @@ pub(crate) mod tests {
                 flag: Flag { column: "deleted_at".into(), kind: FlagKind::TimestampTz },
                 targets: Vec::new(),
                 grace: Duration::ZERO,
+                hide: None,
+                breaker: None,
                 on_hard_delete: OnHardDelete::Ignore,
                 topics: Vec::new(),
                 allow_cascade: Vec::new(),

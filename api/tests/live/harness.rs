@@ -237,6 +237,8 @@ pub(crate) fn relation(table: &str, key: &[(&str, KeyKind)], flag: (&str, FlagKi
         flag: Flag { column: flag.0.into(), kind: flag.1 },
         targets: Vec::new(),
         grace: Duration::ZERO,
+        hide: None,
+        breaker: None,
         on_hard_delete: OnHardDelete::Ignore,
         topics: Vec::new(),
         allow_cascade: Vec::new(),

@@ -40,6 +40,8 @@ fn decoder() -> Decoder {
         flag: Flag { column: "deleted_at".to_owned(), kind: FlagKind::TimestampTz },
         targets: Vec::new(),
         grace: Duration::ZERO,
+        hide: None,
+        breaker: None,
         on_hard_delete: OnHardDelete::Ignore,
         topics: vec!["flat.public.documents".to_owned()],
         allow_cascade: Vec::new(),

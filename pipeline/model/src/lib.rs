@@ -36,7 +36,8 @@ pub use position::{Generation, Lsn, ParseLsnError, Position};
 pub use publisher::{Message, PublishError, Publisher};
 pub use receipt::{Receipt, ReceiptCheck, ReceiptProblem, ReceiptTally, ReceiptTarget};
 pub use relation::{
-    Flag, FlagKind, KeyColumn, OnHardDelete, Relation, RelationId, StoreId, TargetTemplate,
+    BreakerLimits, Flag, FlagKind, KeyColumn, OnHardDelete, Relation, RelationId, StoreId,
+    TargetTemplate,
 };
 pub use sink::{Outcome, Presence, Sink, SinkError, Target, Verification};
 pub use source::{Event, Mark, Origin, Polled, Records, Source, SourceError};

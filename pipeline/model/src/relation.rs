@@ -30,8 +30,14 @@ pub struct Relation {
     pub flag: Flag,
     /// Where the copies of a row are. At least one.
     pub targets: Vec<TargetTemplate>,
-    /// How long a flag must stand before the row may be claimed, by Postgres's clock.
+    /// How long a flag must stand before the row may be claimed, by Postgres's clock: the longest grace
+    /// of its targets.
     pub grace: Duration,
+    /// How long a flag must stand before the copies of [`TargetTemplate::is_hidden_first`] are destroyed:
+    /// shorter than `grace`. None: all go with the claim.
+    pub hide: Option<Duration>,
+    /// How much may be claimed before an operator is asked. None: as much as is flagged.
+    pub breaker: Option<BreakerLimits>,
     /// What a hard delete of a living row means.
     pub on_hard_delete: OnHardDelete,
     /// The Kafka topics that carry this relation's change events.
@@ -79,6 +85,31 @@ pub enum OnHardDelete {
     /// Nothing: whoever removed the row looks after its copies. The default (S5).
     #[default]
     Ignore,
+    /// A deletion: its copies are destroyed. Needs a guard on the table's inserts, so that no row comes to
+    /// life under a key whose copies are being destroyed.
+    Destroy,
+}
+
+/// What trips a relation's breaker. What is asked beyond a limit is refused as a whole batch, and waits with all
+/// that follows until an operator approves or rejects it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BreakerLimits {
+    /// Most claims within any `window`.
+    pub claims_max: Option<u64>,
+    /// The stretch of time that `claims_max` and `share_max` are about.
+    pub window: Duration,
+    /// Largest share of the relation's rows, above 0 and below 1, that may be claimed within any `window`. The first
+    /// [`SHARE_FROM`](Self::SHARE_FROM) claims are free, or a small table's every deletion would trip it.
+    pub share_max: Option<f64>,
+    /// Most claims a second, over any [`RATE_WINDOW`](Self::RATE_WINDOW).
+    pub rate_max: Option<u64>,
+}
+
+impl BreakerLimits {
+    /// The stretch of time over which `rate_max` is judged: a batch of claims is no rate.
+    pub const RATE_WINDOW: Duration = Duration::from_secs(10);
+    /// Claims within a window from which on `share_max` is judged. The ledger's `tombstream.spend` has it too.
+    pub const SHARE_FROM: u64 = 100;
 }
 
 /// One template of an address in one store.
@@ -88,6 +119,8 @@ pub struct TargetTemplate {
     pub store: StoreId,
     /// Where in it.
     pub address: AddressTemplate,
+    /// Whether it is destroyed when the deletion is hidden, before the claim: its store can be filled again.
+    pub is_hidden_first: bool,
 }
 
 impl Relation {

@@ -51,6 +51,8 @@ pub(crate) fn relation() -> Relation {
         flag: Flag { column: "deleted_at".to_owned(), kind: FlagKind::TimestampTz },
         targets: Vec::new(),
         grace: Duration::ZERO,
+        hide: None,
+        breaker: None,
         on_hard_delete: OnHardDelete::Ignore,
         topics: vec!["app.public.documents".to_owned()],
         allow_cascade: Vec::new(),

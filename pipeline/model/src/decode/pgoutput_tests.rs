@@ -15,6 +15,8 @@ fn relation(kind: FlagKind) -> Relation {
         flag: Flag { column: "deleted_at".into(), kind },
         targets: Vec::new(),
         grace: Duration::ZERO,
+        hide: None,
+        breaker: None,
         on_hard_delete: OnHardDelete::Ignore,
         topics: Vec::new(),
         allow_cascade: Vec::new(),

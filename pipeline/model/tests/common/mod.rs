@@ -16,6 +16,8 @@ pub(crate) fn relation(table: &str, topics: &[&str]) -> Relation {
         flag: Flag { column: "deleted_at".to_owned(), kind: FlagKind::TimestampTz },
         targets: Vec::new(),
         grace: Duration::ZERO,
+        hide: None,
+        breaker: None,
         on_hard_delete: OnHardDelete::Ignore,
         topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
         allow_cascade: Vec::new(),

@@ -17,6 +17,7 @@ mod secret;
 mod source;
 mod store;
 mod value;
+mod waiting;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -157,9 +158,10 @@ impl Config {
         let mut models = Vec::new();
         let mut routes = Vec::new();
         for relation in relations {
-            if let Some(targets) = rules::targets(root, &relation, &names, &stores) {
+            if let Some(mut targets) = rules::targets(root, &relation, &names, &stores) {
                 routes.push(relation.api.clone());
-                models.push(relation.into_model(targets));
+                let graces = waiting::graces(root, &relation, &stores, &mut targets);
+                models.push(relation.into_model(targets, graces));
             }
         }
         let complete = models.len() == written

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use tombstream_model::{
-    Flag, FlagKind, KeyColumn, KeyKind, OnHardDelete, Relation, TargetTemplate, Template,
+    BreakerLimits, Flag, FlagKind, KeyColumn, KeyKind, OnHardDelete, Relation, TargetTemplate,
+    Template,
 };
 use toml::de::DeValue;
 
 use super::document::{Place, Section};
 use super::value::{Leaf, Wrong, word};
+use super::waiting;
 
 /// A relation as the file describes it. Stores are still names here.
 #[derive(Clone, Debug)]
@@ -18,9 +20,11 @@ pub(crate) struct RelationConfig {
     pub(crate) table: Table,
     pub(crate) key: Vec<KeyColumn>,
     pub(crate) flag: Flag,
-    /// How long a flag must stand before the claim. 0: soft-deleted is meant to be gone; who wants
+    /// How long a flag must stand before the claim, where a target has no grace of its own. 0: soft-deleted is meant to be gone; who wants
     /// time for second thoughts says how much.
     pub(crate) grace: Duration,
+    /// What trips its breaker. None: as much is claimed as is flagged.
+    pub(crate) breaker: Option<BreakerLimits>,
     /// What a hard delete of a living row means. `ignore`: whoever removed the row looks after its
     /// copies, since nobody can ask the row any more.
     pub(crate) on_hard_delete: OnHardDelete,
@@ -53,6 +57,8 @@ pub(crate) struct TargetConfig {
     pub(crate) store_place: Place,
     pub(crate) store: String,
     pub(crate) shape: Shape,
+    /// The grace of its store. None: the relation's.
+    pub(crate) grace: Option<Duration>,
 }
 
 /// What a target's address is made of.
@@ -102,6 +108,7 @@ impl RelationConfig {
         let key = read_key(section);
         let flag = read_flag(section);
         let grace = section.or("grace", Duration::ZERO);
+        let breaker = section.table("breaker", waiting::read_breaker).flatten();
         let OnHardDeleteLeaf(on_hard_delete) =
             section.or("on_hard_delete", OnHardDeleteLeaf(OnHardDelete::Ignore));
         let key_reuse_forbidden = section.get::<Forbidden>("key_reuse").is_some();
@@ -140,6 +147,7 @@ impl RelationConfig {
             key: key?,
             flag: flag?,
             grace,
+            breaker,
             on_hard_delete,
             key_reuse_forbidden,
             key_slashes_forbidden,
@@ -152,8 +160,13 @@ impl RelationConfig {
 }
 
 impl RelationConfig {
-    /// The relation as the rest of Tombstream knows it.
-    pub(super) fn into_model(self, targets: Vec<TargetTemplate>) -> Relation {
+    /// The relation as the rest of Tombstream knows it. Its rows are claimed after `grace`, and their
+    /// recoverable copies hidden after `hide`.
+    pub(super) fn into_model(
+        self,
+        targets: Vec<TargetTemplate>,
+        (grace, hide): (Duration, Option<Duration>),
+    ) -> Relation {
         Relation {
             name: self.name.into(),
             schema: self.table.schema,
@@ -161,7 +174,9 @@ impl RelationConfig {
             key: self.key,
             flag: self.flag,
             targets,
-            grace: self.grace,
+            grace,
+            hide,
+            breaker: self.breaker,
             on_hard_delete: self.on_hard_delete,
             topics: self.topics.into_iter().map(|(_, topic)| topic).collect(),
             allow_cascade: self.allow_cascade,
@@ -236,6 +251,7 @@ impl TargetConfig {
     fn read(section: &mut Section<'_, '_>) -> Option<Self> {
         let place = section.here();
         let store = section.need_at("store", "name a store: store = \"originals\"");
+        let grace = section.get("grace");
         let fix = "write one of key = \"{id}/original\", prefix = \"{id}/\", id = \"{id}\", or \
                    field = \"document_id\" with value = \"{id}\"";
         let shapes: Vec<&str> = ["key", "prefix", "id", "field"]
@@ -266,7 +282,7 @@ impl TargetConfig {
             }
         };
         let (store_place, store) = store?;
-        Some(Self { place, store_place, store, shape })
+        Some(Self { place, store_place, store, shape, grace })
     }
 }
 
@@ -375,7 +391,8 @@ struct OnHardDeleteLeaf(OnHardDelete);
 
 impl Leaf for OnHardDeleteLeaf {
     fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
-        word(value, &[("ignore", OnHardDelete::Ignore)]).map(Self)
+        let words = [("ignore", OnHardDelete::Ignore), ("destroy", OnHardDelete::Destroy)];
+        word(value, &words).map(Self)
     }
 }
 

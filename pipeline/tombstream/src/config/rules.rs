@@ -220,6 +220,7 @@ fn target(
     Some(TargetTemplate {
         store: StoreId(u16::try_from(index).expect("fewer than 65,536 stores")),
         address,
+        is_hidden_first: false,
     })
 }
 

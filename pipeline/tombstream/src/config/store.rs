@@ -17,6 +17,9 @@ use super::value::{Leaf, Share, Wrong, word};
 pub(crate) struct StoreConfig {
     pub(crate) name: String,
     pub(crate) kind: StoreKind,
+    /// Whether something fills it again: its copies may go before the claim, and a restore asks for them
+    /// (`rehydrate`). True for search indexes, false for objects.
+    pub(crate) is_recoverable: bool,
     /// How a verdict is checked after the store answered (S6). `read_back` for search indexes and
     /// object stores; `sample` for S3, whose answers are read key by key and probed before.
     pub(crate) verify: Verify,
@@ -209,6 +212,7 @@ impl StoreConfig {
         let kind: Option<Kind> = section.need("kind", fix);
         let count = |number| NonZeroUsize::new(number).expect("not zero");
         let verify: Option<Verify> = section.get("verify");
+        let recoverable: Option<bool> = section.get("recoverable");
         let Share(absent_share_max) = section.or("absent_share_max", Share(0.5));
         let batch_max = section.or("batch_max", count(1_000));
         let in_flight_max = section.or("in_flight_max", count(4));
@@ -256,9 +260,11 @@ impl StoreConfig {
                 return None;
             }
         };
+        let kind = kind?;
         Some(Self {
             name: name.to_owned(),
-            kind: kind?,
+            is_recoverable: recoverable.unwrap_or(!kind.holds_objects()),
+            kind,
             verify: verify.unwrap_or(usual),
             sample_one_in,
             absent_share_max,
