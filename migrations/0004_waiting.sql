@@ -16,6 +16,16 @@ alter table tombstream.deletion
     add check (hidden_at is null or targets is not null),
     add check (approved_at is null or kept_back_at is not null);
 
+-- A hard delete has no flag.
+alter table tombstream.deletion drop constraint deletion_check1, add constraint deletion_claim
+    check (claimed_at is null
+        or ((flag is not null or removed is not null) and targets is not null and lease_token is not null));
+alter table tombstream.receipt alter column flag drop not null,
+    -- Where the log stood when the row had been removed: what is told of the key from behind here is of
+    -- another life.
+    add column removed_lsn pg_lsn;
+create index receipt_key on tombstream.receipt (relation, key);
+
 -- The moves of a deletion, as `State::may_become` has them (`the_database_allows_what_the_model_allows`).
 -- The condition is judged before the function is called: an allowed move costs no call.
 create function tombstream.refuse_move() returns trigger language plpgsql set search_path = '' as $$
@@ -48,7 +58,11 @@ create trigger begins before insert on tombstream.deletion for each row
 create index deletion_waiting on tombstream.deletion (relation, first_seen, id)
     where state in ('pending', 'hidden') and claimed_at is null;
 -- What is owed to hidden deletions, beside deletion_claimed.
-create index deletion_hidden on tombstream.deletion (id) where state = 'hidden' and due_at is not null;
+create index deletion_hidden on tombstream.deletion (id)
+    where state = 'hidden' and (due_at is not null or lease_until is not null);
+-- Hard deletes that wait: no row leads to them.
+create index deletion_removed on tombstream.deletion (relation, first_seen, id)
+    where removed is not null and state = 'pending';
 -- What a tripped breaker keeps back.
 create index deletion_kept_back on tombstream.deletion (relation, id)
     where kept_back_at is not null and approved_at is null and state in ('pending', 'hidden');
@@ -76,6 +90,15 @@ create table tombstream.rehydrate (
 );
 create index rehydrate_unpublished on tombstream.rehydrate (ready_at, id) where published_at is null;
 create index rehydrate_open on tombstream.rehydrate (relation, id) where done_at is null;
+
+-- Keys that rows left for another one, where hard deletes are deletions: the delete that some captures make of
+-- it is none (S5). Forgotten when the key is used again.
+create table tombstream.moved_key (
+    relation text not null,
+    key text[] not null,
+    at timestamptz not null default now(),
+    primary key (relation, key)
+);
 
 -- How much of a relation may be claimed: one row a relation, locked by every claim that spends (S1).
 create table tombstream.breaker (

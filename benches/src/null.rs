@@ -49,7 +49,8 @@ impl Ledger for NullLedger {
                 flag: String::new(),
                 fence,
                 first_attempt: true,
-                targets: vec![ClaimedTarget { target, confirmed: None }],
+                is_hide: false,
+                targets: vec![ClaimedTarget { target, confirmed: None, was_hidden: false }],
             }
         });
         Ok(claimed.collect())

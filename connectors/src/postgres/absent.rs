@@ -148,7 +148,10 @@ fn is_absent_in(store: StoreId, claimed: &ClaimedTarget, outcome: &Outcome) -> b
 /// One that proved neither says nothing.
 fn first_attempts(batch: &[Settled], store: usize) -> String {
     let outcome = |(claimed, outcome): (&ClaimedTarget, &Outcome)| {
-        if usize::from(claimed.target.store.0) != store || claimed.confirmed.is_some() {
+        if usize::from(claimed.target.store.0) != store
+            || claimed.confirmed.is_some()
+            || claimed.was_hidden
+        {
             return None;
         }
         match outcome.verdict {

@@ -1,6 +1,8 @@
 //! Ending a pause: addresses are resolved anew from the rows, since a wrong template is the most likely
 //! reason for it.
 
+use std::collections::BTreeSet;
+
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
@@ -91,8 +93,9 @@ impl PgLedger {
             let (mut ids, mut entries) = (Vec::new(), Vec::new());
             for row in &rows {
                 let known = row.try_get::<Json<Vec<TargetEntry>>, _>(1)?.0;
+                let waived = BTreeSet::new();
                 // A row without a safe address keeps what it had: it is a person's to mend.
-                let Ok(mut resolved) = self.addresses(prepared, row, 2)? else { continue };
+                let Ok(mut resolved) = self.addresses(prepared, row, 2, &waived)? else { continue };
                 let same = resolved.len() == known.len()
                     && resolved.iter().zip(&known).all(|(a, b)| is_same(a, b));
                 if same {

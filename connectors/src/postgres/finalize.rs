@@ -59,7 +59,7 @@ fn remove_sql(relation: &Relation) -> String {
                  as i(id, token, targets, locked) \
          ), \
          held as ( \
-             select d.id, d.key, d.flag, d.flip_lsn, d.claimed_at, d.targets as planned, \
+             select d.id, d.key, d.flag, d.removed, d.flip_lsn, d.claimed_at, d.targets as planned, \
                  i.targets::jsonb as targets, i.locked \
              from tombstream.deletion d join i on d.id = i.id \
              where d.state = 'claimed' and d.lease_token = i.token and d.relation = {relation_name} \
@@ -71,6 +71,7 @@ fn remove_sql(relation: &Relation) -> String {
                  when exists (select from tombstream.pause p where p.relation = {relation_name}) \
                      then 'later' \
                  when not held.locked and {row_there} then 'later' \
+                 when {row_there} and held.removed is not null then 'superseded' \
                  when {row_there} and not coalesce({is_set}, false) then 'late_restore' \
                  when {row_there} and {flag} is distinct from {claimed_flag} then 'superseded' \
                  when jsonb_array_length(held.targets) <> jsonb_array_length(held.planned) \
@@ -102,15 +103,17 @@ fn remove_sql(relation: &Relation) -> String {
                      when 'superseded' then 'superseded' else 'finalized' end, \
                  reason = case e.outcome \
                      when 'late_restore' then 'the row came back to life after the claim' \
-                     when 'superseded' then 'the flag has another value than the claimed one' end, \
+                     when 'superseded' then case when e.removed is null \
+                         then 'the flag has another value than the claimed one' \
+                         else 'the key was used anew' end end, \
                  targets = e.targets, closed_at = clock_timestamp(), lease_until = null \
              from ended e where d.id = e.id and e.outcome not in ('later', 'kept') \
-             returning d.key, d.state \
+             returning d.key, d.state, d.removed \
          ), \
          reopened as ( \
              insert into tombstream.deletion (relation, key, state, first_seen) \
              select {relation_name}, key, 'pending', clock_timestamp() from closed \
-             where state = 'superseded' \
+             where state = 'superseded' and removed is null \
          ), \
          kept as ( \
              update tombstream.deletion d set state = 'parked', targets = e.targets, \
@@ -125,8 +128,9 @@ policy does not let it go' \
          ), \
          receipts as ( \
              insert into tombstream.receipt \
-                 (deletion_id, relation, key, flag, flip_lsn, claimed_at, row_gone, targets) \
-             select id, {relation_name}, key, flag, flip_lsn, claimed_at, outcome = 'row_gone', targets \
+                 (deletion_id, relation, key, flag, flip_lsn, claimed_at, row_gone, targets, removed_lsn) \
+             select id, {relation_name}, key, flag, flip_lsn, claimed_at, outcome = 'row_gone', targets, \
+                 pg_current_wal_insert_lsn() \
              from ended where outcome in ('finalized', 'row_gone') order by id \
          ) \
          select id, outcome from ended",

@@ -8,6 +8,7 @@ use sqlx::{AssertSqlSafe, Executor, PgPool};
 
 use tombstream_model::{FlagKind, Relation};
 
+use super::arrival::arrival_sql;
 use super::table::{Table, ident, literal};
 
 /// The SQLSTATE with which the guard refuses to touch a claimed row.
@@ -40,6 +41,7 @@ pub fn relation_sql(relation: &Relation, partitioned: bool) -> Vec<String> {
         ));
         statements.push(format!("alter table {table} enable always trigger {name}"));
     }
+    statements.extend(arrival_sql(relation));
     statements.push(flag_index(relation, partitioned));
     statements
 }
@@ -92,7 +94,7 @@ pub(super) fn guard_name(relation: &Relation) -> String {
 
 /// `prefix` and `name`, with a hash in place of what Postgres would cut off at 63 bytes: a cut name
 /// could meet another relation's.
-fn bounded(prefix: &str, name: &str) -> String {
+pub(super) fn bounded(prefix: &str, name: &str) -> String {
     let whole = format!("{prefix}{name}");
     if whole.len() <= 63 {
         return whole;
@@ -160,8 +162,19 @@ fn revives_or_moves(relation: &Relation) -> String {
     )
 }
 
-fn row(table: &Table<'_>, alias: &str) -> String {
+pub(super) fn row(table: &Table<'_>, alias: &str) -> String {
     format!("row({})", table.key_list(alias))
+}
+
+/// Whether the new flag is older than a minute: it skips no grace, but is written down with `first_seen`.
+pub(super) fn backdated(relation: &Relation) -> String {
+    match relation.flag.kind {
+        FlagKind::Boolean => "true".to_owned(),
+        FlagKind::TimestampTz | FlagKind::Timestamp { .. } => {
+            let at = Table::new(relation).flag_at("new");
+            format!("{at} < clock_timestamp() - interval '1 minute'")
+        }
+    }
 }
 
 fn guard_function(relation: &Relation, function: &str) -> String {
@@ -176,13 +189,7 @@ fn guard_function(relation: &Relation, function: &str) -> String {
         "row of {} is being deleted for good: its deletion is past the point of no return",
         relation.name
     ));
-    // A back-dated flag skips no grace: what is older than a minute is written down with first_seen.
-    let backdated = match relation.flag.kind {
-        FlagKind::Boolean => "true".to_owned(),
-        FlagKind::TimestampTz | FlagKind::Timestamp { .. } => {
-            format!("{} < clock_timestamp() - interval '1 minute'", table.flag_at("new"))
-        }
-    };
+    let backdated = backdated(relation);
     // A row that was alive until now begins a life of its own: what is open of an earlier one is over.
     // A claim that is being driven ends by itself, since the flag's value differs; true does not.
     let outlived = match relation.flag.kind {
@@ -198,6 +205,7 @@ declare
     sight timestamptz;
     inserted boolean;
     carried boolean;
+    restored boolean := not coalesce({new_set}, false);
 begin
     if tg_when = 'BEFORE' and coalesce({new_set}, false)
         and not (coalesce({old_set}, false) and {same_key})
@@ -235,14 +243,12 @@ begin
         if inserted then
             delete from tombstream.deletion where id = open_deletion;
         elsif claimed is null and not (coalesce({new_set}, false) and {same_key}) then
-            update tombstream.deletion set state = 'cancelled', closed_at = clock_timestamp()
-            where id = open_deletion;
+            {cancel}
         end if;
         return null;
     end if;
     if claimed is null and not (coalesce({new_set}, false) and {same_key}) then
-        update tombstream.deletion set state = 'cancelled', closed_at = clock_timestamp()
-        where id = open_deletion;
+        {cancel}
     end if;
     if coalesce({new_set}, false) and not {same_key} then
         -- What was first seen under the old key was seen then under the new one, too.
@@ -262,13 +268,32 @@ end
         old_flag = table.flag("old"),
         new_flag = table.flag("new"),
         claimed_value = table.flag_value("claimed_flag"),
+        cancel = CANCEL,
     );
-    let quote = dollar_quote(&body);
+    function_sql(function, &body)
+}
+
+/// A trigger's function. It runs as its owner: whoever updates the table needs no rights on the ledger.
+pub(super) fn function_sql(function: &str, body: &str) -> String {
+    let quote = dollar_quote(body);
     format!(
         "create or replace function {function}() returns trigger \
          language plpgsql volatile security definer set search_path = '' as {quote}{body}{quote}"
     )
 }
+
+/// Cancels the open deletion. What was hidden of a row that is alive again must be filled again, once no
+/// hide is under way any more.
+const CANCEL: &str = "with cancelled as (
+                update tombstream.deletion set state = 'cancelled', closed_at = clock_timestamp()
+                where id = open_deletion
+                returning id, relation, key, targets, hidden_at, lease_until, lease_token
+            )
+            insert into tombstream.rehydrate
+                (deletion_id, relation, key, targets, ready_at, lease_token)
+            select id, relation, key, targets,
+                greatest(lease_until, clock_timestamp()), lease_token
+            from cancelled where restored and hidden_at is not null;";
 
 /// A dollar quote that `body` doesn't hold: names may hold anything.
 fn dollar_quote(body: &str) -> String {

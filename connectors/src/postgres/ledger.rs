@@ -1,7 +1,7 @@
 //! The ledger's front: what it knows, and one method for each operation.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 use tracing::error;
@@ -13,6 +13,7 @@ use tombstream_model::{
 
 use super::claim::ClaimSql;
 use super::finalize::FinalizeSql;
+use super::removed::RemovedSql;
 use super::resume::ResumeSql;
 use super::statement::Statements;
 
@@ -58,6 +59,9 @@ pub(super) struct Prepared {
     pub(super) claim: ClaimSql,
     pub(super) finalize: FinalizeSql,
     pub(super) resume: ResumeSql,
+    pub(super) removed: RemovedSql,
+    /// When the relation's rows were last counted for its breaker.
+    pub(super) counted: Mutex<Option<Instant>>,
 }
 
 /// An entry of `deletion.targets`.
@@ -93,6 +97,15 @@ impl PgLedger {
         &self.config.stores[usize::from(store.0)].name
     }
 
+    /// Whether a relation's copies in this store go when a deletion is hidden.
+    pub(super) fn is_hidden_first(&self, prepared: &Prepared, store: &str) -> bool {
+        prepared
+            .relation
+            .targets
+            .iter()
+            .any(|it| it.is_hidden_first && self.store_name(it.store) == store)
+    }
+
     pub(super) fn lease_seconds(&self) -> f64 {
         self.config.lease.as_secs_f64()
     }
@@ -105,7 +118,7 @@ impl PgLedger {
         fence: Fence,
         first_attempt: bool,
     ) -> Option<Claimed> {
-        let (relation, _) = self.relation_named(&row.relation)?;
+        let (relation, prepared) = self.relation_named(&row.relation)?;
         let id = DeletionId(row.id);
         let lsn = row.lsn.as_deref().and_then(|text| text.parse::<Lsn>().ok());
         let targets = row.targets.into_iter().map(|entry| {
@@ -113,7 +126,8 @@ impl PgLedger {
             let store = StoreId(u16::try_from(place).ok()?);
             let target = Target { deletion: id, store, address: entry.address, fence, lsn };
             let confirmed = entry.outcome.filter(|outcome| outcome.verdict.is_confirmed());
-            Some(ClaimedTarget { target, confirmed })
+            let was_hidden = row.was_hidden && self.is_hidden_first(prepared, &entry.store);
+            Some(ClaimedTarget { target, confirmed, was_hidden })
         });
         let Some(targets) = targets.collect::<Option<Vec<_>>>() else {
             error!(
@@ -124,7 +138,8 @@ impl PgLedger {
             return None;
         };
         let key = Key::from_postgres(row.key);
-        Some(Claimed { id, relation, key, flag: row.flag, fence, first_attempt, targets })
+        let is_hide = row.is_hide;
+        Some(Claimed { id, relation, key, flag: row.flag, fence, first_attempt, is_hide, targets })
     }
 }
 
@@ -137,6 +152,10 @@ pub(super) struct ClaimedRow {
     pub(super) flag: String,
     pub(super) lsn: Option<String>,
     pub(super) targets: Vec<TargetEntry>,
+    /// It is hidden, not claimed.
+    pub(super) is_hide: bool,
+    /// It was hidden before it was claimed.
+    pub(super) was_hidden: bool,
 }
 
 impl Prepared {
@@ -146,6 +165,8 @@ impl Prepared {
             claim: ClaimSql::new(relation),
             finalize: FinalizeSql::new(relation),
             resume: ResumeSql::new(relation),
+            removed: RemovedSql::new(relation),
+            counted: Mutex::new(None),
         }
     }
 }

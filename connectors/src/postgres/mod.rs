@@ -11,10 +11,13 @@
 //! Every statement works behind a pooler in transaction mode, too: see the module `statement`.
 
 mod absent;
+mod arrival;
+mod breaker;
 mod bury;
 mod check;
 mod claim;
 mod correct;
+mod decide;
 mod export;
 mod finalize;
 mod generation;
@@ -24,6 +27,7 @@ mod migrate;
 mod owe;
 mod pool;
 mod positions;
+mod removed;
 mod replication;
 mod resume;
 mod statement;

@@ -12,23 +12,32 @@ use super::ledger::PgLedger;
 use super::pool::ledger_error;
 
 /// Writes what was confirmed, ends the lease, and says when to try again: the wait doubles with each
-/// attempt. Takes the ledger's rows in key order and skips what others hold: their lease runs out.
+/// attempt. A hide that is done waits for nothing but its claim. Takes the ledger's rows in key order and
+/// skips what others hold: their lease runs out.
 const OWE: &str = "\
     with i as ( \
-        select * from unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[]) \
-            as i(id, token, targets, reason) \
+        select * from unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $7::boolean[]) \
+            as i(id, token, targets, reason, done) \
     ), \
     mine as ( \
-        select d.id, i.targets::jsonb as targets, i.reason from tombstream.deletion d \
+        select d.id, i.targets::jsonb as targets, i.reason, i.done from tombstream.deletion d \
         join i on d.id = i.id \
-        where d.state = 'claimed' and d.lease_token = i.token \
+        where d.state in ('claimed', 'hidden') and d.lease_token = i.token \
         order by d.relation, d.key for update of d skip locked \
     ) \
     update tombstream.deletion d set targets = mine.targets, lease_until = null, \
-        state = case when mine.reason is null then 'claimed' else 'parked' end, \
+        state = case when mine.reason is null then d.state else 'parked' end, \
         reason = mine.reason, \
-        due_at = clock_timestamp() + make_interval(secs => least($6, $5 * 2 ^ least(d.attempts - 1, 30))) \
+        due_at = case when not mine.done then clock_timestamp() \
+            + make_interval(secs => least($6, $5 * 2 ^ least(d.attempts - 1, 30))) end \
     from mine where d.id = mine.id";
+
+/// A deletion that was restored while its hide was under way: nothing more of it will be destroyed, so
+/// whoever fills its stores may begin. Takes no other lock.
+const HIDE_ENDED: &str = "\
+    update tombstream.rehydrate r set ready_at = clock_timestamp() \
+    from unnest($1::bigint[], $2::bigint[]) as i(id, token) \
+    where r.deletion_id = i.id and r.lease_token = i.token and r.ready_at > clock_timestamp()";
 
 impl PgLedger {
     /// What one store owes says nothing against what another did not find: first attempts count here
@@ -51,6 +60,7 @@ impl PgLedger {
         let mut session = self.statements.session().await.map_err(ledger_error)?;
         let parked = self.write_owed(&mut session, batch).await.map_err(ledger_error)?;
         session.end().await.map_err(ledger_error)?;
+        self.end_hides(batch).await.map_err(ledger_error)?;
         for (relation, reason) in parked {
             let relation = self.prepared(relation).relation.name.to_string();
             warn!(relation, reason, "deletion parked: a store refuses");
@@ -69,6 +79,10 @@ impl PgLedger {
         let tokens: Vec<i64> = batch.iter().map(|settled| settled.claimed.fence.token).collect();
         let targets =
             batch.iter().map(|settled| self.entries(settled)).collect::<Result<Vec<_>, _>>()?;
+        let done: Vec<bool> = batch
+            .iter()
+            .map(|settled| settled.claimed.is_hide && settled.has_all_confirmed())
+            .collect();
         let reasons: Vec<Option<String>> =
             batch.iter().map(|settled| self.needs_a_person(settled)).collect();
         self.statements
@@ -79,10 +93,25 @@ impl PgLedger {
             .bind(&reasons)
             .bind(self.config.owed_wait_min.as_secs_f64())
             .bind(self.config.owed_wait_max.as_secs_f64())
+            .bind(done)
             .execute(connection)
             .await?;
         let relations = batch.iter().map(|settled| settled.claimed.relation);
         Ok(relations.zip(reasons).filter_map(|(id, reason)| Some((id, reason?))).collect())
+    }
+
+    /// Whoever restored during the hide is waiting for its end.
+    async fn end_hides(&self, batch: &[Settled]) -> Result<(), sqlx::Error> {
+        let hides = || batch.iter().filter(|settled| settled.claimed.is_hide);
+        let ids: Vec<i64> = hides().map(|settled| settled.claimed.id.0).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let tokens: Vec<i64> = hides().map(|settled| settled.claimed.fence.token).collect();
+        let mut session = self.statements.session().await?;
+        let query = self.statements.query(HIDE_ENDED).bind(ids).bind(tokens);
+        query.execute(&mut *session).await?;
+        session.end().await
     }
 
     /// Why asking again is no use, if so.

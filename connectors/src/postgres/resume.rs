@@ -1,4 +1,4 @@
-//! Taking over: claimed deletions whose lease is over, or which owe something and are due again.
+//! Taking over: claimed and hidden deletions whose lease is over, or which owe something and are due again.
 //!
 //! This starts at the ledger and locks no row of a relation: it would wait out, or deadlock with, an
 //! application's open restore. It only *reads* whether a row came back to life, which can happen
@@ -28,7 +28,8 @@ static TAKE: LazyLock<Arc<str>> = LazyLock::new(|| {
         "\
     with due as ( \
         select d.id from tombstream.deletion d \
-        where d.id = any($1) and d.state = 'claimed' and d.relation = any($4) \
+        where d.id = any($1) and d.relation = any($4) and (d.state = 'claimed' \
+                or d.state = 'hidden' and (d.lease_until is not null or d.due_at is not null)) \
             and (d.lease_until is null or d.lease_until < clock_timestamp()) \
             and (d.due_at is null or d.due_at <= clock_timestamp()) \
             and not exists (select from tombstream.pause p where p.relation = d.relation) \
@@ -40,7 +41,8 @@ static TAKE: LazyLock<Arc<str>> = LazyLock::new(|| {
         lease_until = clock_timestamp() + make_interval(secs => $3), attempts = d.attempts + 1, \
         due_at = null \
     from due cross join token where d.id = due.id \
-    returning d.id, d.relation, d.key, d.flag, d.flip_lsn::text, d.targets, d.lease_token"
+    returning d.id, d.relation, d.key, coalesce(d.flag, ''), d.flip_lsn::text, d.targets, \
+        d.lease_token, d.state = 'hidden', d.hidden_at is not null"
     )
     .into()
 });
@@ -56,11 +58,24 @@ impl ResumeSql {
         let table = Table::new(relation);
         let alive = format!("({}) is not true", table.is_set("t"));
         let late = format!(
-            "update tombstream.deletion d set state = 'late_restore', closed_at = clock_timestamp(), \
-                 reason = 'the row came back to life after the claim', lease_until = null \
-             from {name} t \
-             where d.id = any($1) and d.state = 'claimed' and {matches} and {alive} \
-             returning d.id",
+            "with back as ( \
+                 update tombstream.deletion d set closed_at = clock_timestamp(), lease_until = null, \
+                     state = case when d.state = 'hidden' then 'cancelled' \
+                         when d.removed is not null then 'superseded' else 'late_restore' end, \
+                     reason = case when d.state = 'hidden' then 'restored, with no guard to tell of it' \
+                         when d.removed is not null then 'the key was used anew' \
+                         else 'the row came back to life after the claim' end \
+                 from {name} t \
+                 where d.id = any($1) and d.state in ('claimed', 'hidden') and {matches} \
+                     and ({alive} or d.removed is not null) \
+                 returning d.id, d.relation, d.key, d.state, d.targets \
+             ), \
+             asked as ( \
+                 insert into tombstream.rehydrate (deletion_id, relation, key, targets, ready_at) \
+                 select id, relation, key, targets, clock_timestamp() from back \
+                 where state = 'cancelled' on conflict do nothing \
+             ) \
+             select id, state = 'late_restore' from back",
             name = table.name(),
             matches = table.matches_array("t", "d.key"),
         );
@@ -109,6 +124,8 @@ impl PgLedger {
                     flag: row.try_get(3)?,
                     lsn: row.try_get(4)?,
                     targets: row.try_get::<Json<Vec<TargetEntry>>, _>(5)?.0,
+                    is_hide: row.try_get(7)?,
+                    was_hidden: row.try_get(8)?,
                 };
                 Ok((claimed, row.try_get(6)?))
             })
@@ -129,10 +146,16 @@ impl PgLedger {
         for (name, ids) in of_relation {
             let Some((_, prepared)) = self.relation_named(name) else { continue };
             let sql = AssertSqlSafe(Arc::clone(&prepared.resume.late));
-            let ended: Vec<i64> =
-                self.statements.scalar(sql).bind(ids).fetch_all(&mut *connection).await?;
-            report_late(prepared, &ended);
-            late.extend(ended);
+            let rows = self.statements.query(sql).bind(ids).fetch_all(&mut *connection).await?;
+            let mut too_late = Vec::new();
+            for row in rows {
+                let id = row.try_get(0)?;
+                late.push(id);
+                if row.try_get(1)? {
+                    too_late.push(id);
+                }
+            }
+            report_late(prepared, &too_late);
         }
         Ok(late)
     }

@@ -12,12 +12,12 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use tombstream_model::{
-    Candidate, Cause, DeletionId, FlagKind, Found, Key, Mark, Polled, Records, Relation,
-    RelationId, Source, SourceError,
+    Candidate, Cause, DeletionId, FlagKind, Found, Key, Mark, OnHardDelete, Polled, Records,
+    Relation, RelationId, Source, SourceError,
 };
 
 use super::statement::Statements;
-use super::table::{Table, ident, is_held, literal};
+use super::table::{Table, ident, interval, is_held, literal};
 
 /// How the sweep goes.
 #[derive(Clone, Debug)]
@@ -29,6 +29,9 @@ pub struct SweepConfig {
     /// How long a flag may stand before the sweep takes it. Events are faster; this leaves them the
     /// time, so that a healthy stream's work is not done twice. Grace, where longer, is used instead.
     pub after: Duration,
+    /// Most keys a second that it looks at: what waits by the million is read, but not at the cost of the
+    /// application.
+    pub rate_max: u32,
     /// Whether statements stay prepared in their session, as in
     /// [`LedgerConfig::prepared_statements`](super::LedgerConfig::prepared_statements).
     pub prepared_statements: bool,
@@ -46,6 +49,8 @@ pub struct Sweep {
     /// What is left of this round.
     todo: VecDeque<usize>,
     next_round: Instant,
+    /// The next page is not read before this.
+    not_before: Instant,
     bell: SweepBell,
     /// Whether this round looks at every flag, also at one that an event should bring.
     is_urgent: bool,
@@ -64,9 +69,36 @@ impl SweepBell {
 
 #[derive(Debug)]
 enum Scan {
-    Flags { relation: RelationId, usual: Pages, urgent: Pages, after: Option<Cursor> },
-    Orphans { relation: RelationId, sql: Arc<str>, after: Option<Vec<String>> },
-    Open { after: i64 },
+    Flags {
+        relation: RelationId,
+        usual: Pages,
+        urgent: Pages,
+        after: Option<Cursor>,
+    },
+    /// Flags in their grace whose recoverable copies are to be hidden. `newest` is the last flag that a whole
+    /// scan has seen: usual rounds begin a little before it, since older ones are hidden already or known to
+    /// the ledger.
+    Hides {
+        relation: RelationId,
+        usual: Pages,
+        urgent: Pages,
+        after: Option<Cursor>,
+        newest: Option<String>,
+    },
+    /// Hard deletes that were written down and are due.
+    Removed {
+        relation: RelationId,
+        sql: Arc<str>,
+        after: i64,
+    },
+    Orphans {
+        relation: RelationId,
+        sql: Arc<str>,
+        after: Option<Vec<String>>,
+    },
+    Open {
+        after: i64,
+    },
 }
 
 /// The statements of a scan of flags: for its first page, and for the next ones.
@@ -106,6 +138,26 @@ impl Sweep {
             })
             .collect();
         scans.push(Scan::Open { after: 0 });
+        for (relation, id) in relations.iter().zip(0..) {
+            let id = RelationId(id);
+            if relation.hide.is_some() && relation.flag.kind != FlagKind::Boolean {
+                let pages = |config: &SweepConfig| Pages {
+                    first: hides_sql(relation, config, false).into(),
+                    next: hides_sql(relation, config, true).into(),
+                };
+                scans.push(Scan::Hides {
+                    relation: id,
+                    usual: pages(&config),
+                    urgent: pages(&at_once),
+                    after: None,
+                    newest: None,
+                });
+            }
+            if relation.on_hard_delete == OnHardDelete::Destroy {
+                let sql = removed_sql(relation).into();
+                scans.push(Scan::Removed { relation: id, sql, after: 0 });
+            }
+        }
         scans.extend(relations.iter().zip(0..).map(|(relation, id)| Scan::Orphans {
             relation: RelationId(id),
             sql: orphans_sql(relation).into(),
@@ -122,6 +174,7 @@ impl Sweep {
             todo,
             round: 0,
             next_round: Instant::now(),
+            not_before: Instant::now(),
             bell: SweepBell::default(),
             is_urgent: false,
         }
@@ -132,10 +185,12 @@ impl Sweep {
         self.bell.clone()
     }
 
-    /// Reads the next page of the scan at `place`. The scan's cursor moves only with the answer.
-    async fn page(&mut self, place: usize) -> Result<Records, sqlx::Error> {
+    /// Reads the next page of the scan at `place`, and says how many keys it looked at. The scan's cursor
+    /// moves only with the answer.
+    async fn page(&mut self, place: usize) -> Result<(Records, usize), sqlx::Error> {
         let limit = i64::from(self.config.page_max);
         let mut session = self.statements.session().await?;
+        let mut looked_at = None;
         let records = match &mut self.scans[place] {
             Scan::Flags { relation, usual, urgent, after } => {
                 let pages = if self.is_urgent { urgent } else { usual };
@@ -154,13 +209,7 @@ impl Sweep {
                 let mut last = None;
                 for row in rows {
                     let key: Vec<String> = row.try_get(0)?;
-                    candidates.push(Candidate {
-                        relation: *relation,
-                        key: Key::from_postgres(key.clone()),
-                        position: None,
-                        cause: Cause::Sweep,
-                        found: Found::Flagged,
-                    });
+                    candidates.push(swept(*relation, key.clone(), Found::Flagged));
                     last = Some(Cursor { flag: row.try_get(1)?, key });
                 }
                 *after = last;
@@ -171,14 +220,46 @@ impl Sweep {
                 let keys: Vec<Vec<String>> =
                     query.bind(limit).bind(after.as_ref()).fetch_all(&mut *session).await?;
                 *after = keys.last().cloned();
-                let candidate = |key| Candidate {
-                    relation: *relation,
-                    key: Key::from_postgres(key),
-                    position: None,
-                    cause: Cause::Sweep,
-                    found: Found::Removed,
-                };
+                let candidate = |key| swept(*relation, key, Found::Removed);
                 Records::Candidates(keys.into_iter().map(candidate).collect())
+            }
+            Scan::Hides { relation, usual, urgent, after, newest } => {
+                let pages = if self.is_urgent { urgent } else { usual };
+                let sql = if after.is_some() { &pages.next } else { &pages.first };
+                let mut query = self.statements.query(AssertSqlSafe(Arc::clone(sql))).bind(limit);
+                match &after {
+                    Some(cursor) => {
+                        query = query.bind(&cursor.flag);
+                        for column in &cursor.key {
+                            query = query.bind(column);
+                        }
+                    }
+                    None => query = query.bind(newest.as_ref()),
+                }
+                let rows = query.fetch_all(&mut *session).await?;
+                let mut candidates = Vec::new();
+                looked_at = Some(rows.len());
+                for row in &rows {
+                    if row.try_get(2)? {
+                        candidates.push(swept(*relation, row.try_get(0)?, Found::Flagged));
+                    }
+                }
+                if let Some(row) = rows.last() {
+                    let cursor = Cursor { flag: row.try_get(1)?, key: row.try_get(0)? };
+                    newest.clone_from(&cursor.flag);
+                    *after = Some(cursor);
+                }
+                Records::Candidates(candidates)
+            }
+            Scan::Removed { relation, sql, after } => {
+                let query = self.statements.query(AssertSqlSafe(Arc::clone(sql)));
+                let rows = query.bind(limit).bind(*after).fetch_all(&mut *session).await?;
+                let mut candidates = Vec::with_capacity(rows.len());
+                for row in &rows {
+                    *after = row.try_get(0)?;
+                    candidates.push(swept(*relation, row.try_get(1)?, Found::Removed));
+                }
+                Records::Candidates(candidates)
             }
             Scan::Open { after } => {
                 let query = self.statements.scalar(OPEN).bind(limit).bind(*after).bind(&self.names);
@@ -188,11 +269,20 @@ impl Sweep {
             }
         };
         session.end().await?;
-        Ok(records)
+        let looked_at = looked_at.unwrap_or_else(|| records.len());
+        Ok((records, looked_at))
     }
 
-    fn rewind(&mut self, place: usize) {
+    /// Back to the beginning; of hides only in one round of so many, and when events were lost.
+    fn rewind(&mut self, place: usize, is_whole: bool) {
         match &mut self.scans[place] {
+            Scan::Hides { after, newest, .. } => {
+                *after = None;
+                if is_whole {
+                    *newest = None;
+                }
+            }
+            Scan::Removed { after, .. } => *after = 0,
             Scan::Flags { after, .. } => *after = None,
             Scan::Orphans { after, .. } => *after = None,
             Scan::Open { after } => *after = 0,
@@ -200,31 +290,128 @@ impl Sweep {
     }
 }
 
-/// Expired leases and what is owed and due, oldest first.
+/// A candidate that the sweep brings.
+fn swept(relation: RelationId, key: Vec<String>, found: Found) -> Candidate {
+    Candidate {
+        relation,
+        key: Key::from_postgres(key),
+        position: None,
+        cause: Cause::Sweep,
+        found,
+        removed: None,
+    }
+}
+
+/// Expired leases and what is owed and due, oldest first. Of the hidden ones an index holds no more than
+/// those: the others wait for their claim.
 const OPEN: &str = "\
-    select d.id from tombstream.deletion d \
-    where d.state = 'claimed' and d.id > $2 and d.relation = any($3) \
-        and (d.lease_until is null or d.lease_until < clock_timestamp()) \
-        and (d.due_at is null or d.due_at <= clock_timestamp()) \
-        and not exists (select from tombstream.pause p where p.relation = d.relation) \
-    order by d.id limit $1";
+    select o.id from ( \
+        (select d.id, d.relation, d.lease_until, d.due_at from tombstream.deletion d \
+            where d.state = 'claimed' and d.id > $2 and d.relation = any($3) \
+                and (d.lease_until is null or d.lease_until < clock_timestamp()) \
+                and (d.due_at is null or d.due_at <= clock_timestamp()) \
+            order by d.id limit $1) \
+        union all \
+        (select d.id, d.relation, d.lease_until, d.due_at from tombstream.deletion d \
+            where d.state = 'hidden' and (d.due_at is not null or d.lease_until is not null) \
+                and d.id > $2 and d.relation = any($3) \
+                and (d.lease_until is null or d.lease_until < clock_timestamp()) \
+                and (d.due_at is null or d.due_at <= clock_timestamp()) \
+            order by d.id limit $1) \
+    ) o \
+    where not exists (select from tombstream.pause p where p.relation = o.relation) \
+    order by o.id limit $1";
 
 /// Nothing waits for a pending deletion without a row: it is looked for in one round of so many.
 const ORPHAN_ROUNDS: u64 = 30;
 
-/// Deletions that wait for a row which another hand removed. Nobody else would find them when the event
-/// was lost, or told nothing of the flag.
+/// Deletions that wait for a row which another hand removed, or brought back to life where no guard told of
+/// it. Nobody else would find them when the event was lost, or told nothing of the flag.
 fn orphans_sql(relation: &Relation) -> String {
     let table = Table::new(relation);
     format!(
         "select d.key from tombstream.deletion d where d.relation = {name} \
              and d.state in ('pending', 'hidden', 'parked') and d.claimed_at is null \
-             and d.key > coalesce($2::text[], array[]::text[]) \
-             and not exists (select from {table} t where {matches}) \
+             and d.removed is null and d.key > coalesce($2::text[], array[]::text[]) \
+             and not exists (select from {table} t where {matches} and {is_set}) \
          order by d.key limit $1",
         name = literal(&relation.name),
         table = table.name(),
+        is_set = table.is_set("t"),
         matches = table.matches_array("t", "d.key"),
+    )
+}
+
+/// Hard deletes whose grace is over and that nothing keeps back.
+fn removed_sql(relation: &Relation) -> String {
+    let name = literal(&relation.name);
+    format!(
+        "select d.id, d.key from tombstream.deletion d where d.relation = {name} and d.id > $2 \
+             and d.removed is not null and d.state = 'pending' \
+             and d.first_seen <= now() - {grace} \
+             and (d.kept_back_at is null or d.approved_at is not null) \
+             and not {held} \
+             and not exists (select from tombstream.pause p where p.relation = {name}) \
+         order by d.id limit $1",
+        grace = interval(relation.grace),
+        held = is_held(&name, "d.key"),
+    )
+}
+
+/// A page of flagged rows in their grace, and whether their recoverable copies are still to be hidden. It is
+/// a page of what was looked at: where all are hidden already, none of a million is brought.
+///
+/// A flag that was set while its transaction was long under way stands among older ones, so a round begins
+/// some time before the newest flag that was seen; the whole scan finds the rest.
+fn hides_sql(relation: &Relation, config: &SweepConfig, goes_on: bool) -> String {
+    let table = Table::new(relation);
+    let name = literal(&relation.name);
+    let hide = relation.hide.unwrap_or_default();
+    let ago = |length: Duration| {
+        let at = format!("(now() - {})", interval(length));
+        match &relation.flag.kind {
+            FlagKind::Timestamp { zone } => format!("({at} at time zone {})", literal(zone)),
+            FlagKind::TimestampTz | FlagKind::Boolean => at,
+        }
+    };
+    let flag_type = match relation.flag.kind {
+        FlagKind::Timestamp { .. } => "timestamp",
+        FlagKind::TimestampTz | FlagKind::Boolean => "timestamptz",
+    };
+    let flag = table.flag("t");
+    let mut columns = vec![(flag.clone(), flag_type)];
+    columns.extend(
+        relation.key.iter().map(|key| (format!("t.{}", ident(&key.name)), key.kind.sql_type())),
+    );
+    let order: Vec<&str> = columns.iter().map(|(column, _)| column.as_str()).collect();
+    let order = order.join(", ");
+    let begin = if goes_on {
+        let bound: Vec<String> =
+            columns.iter().zip(2..).map(|((_, kind), n)| format!("${n}::text::{kind}")).collect();
+        format!("({order}) > ({})", bound.join(", "))
+    } else {
+        format!(
+            "{flag} > coalesce($2::text::{flag_type} - interval '2 minutes', {})",
+            ago(relation.grace)
+        )
+    };
+    format!(
+        "select p.key, p.flag, not {held} and not exists (select from tombstream.deletion d \
+                 where d.relation = {name} and d.key = p.key \
+                     and d.state in ('pending', 'hidden', 'claimed', 'parked') \
+                     and (d.state <> 'pending' or d.first_seen > now() - {hide} \
+                         or d.kept_back_at is not null and d.approved_at is null)) \
+         from (select {key} as key, {flag}::text as flag from {table} t \
+             where {is_set} and {flag} <= {due} and {flag} > {claimed} and {begin} \
+             order by {order} limit $1) p \
+         where not exists (select from tombstream.pause p where p.relation = {name})",
+        held = is_held(&name, "p.key"),
+        hide = interval(hide),
+        key = table.key("t"),
+        table = table.name(),
+        is_set = table.is_set("t"),
+        due = ago(hide.max(config.after)),
+        claimed = ago(relation.grace),
     )
 }
 
@@ -236,7 +423,8 @@ fn flags_sql(relation: &Relation, config: &SweepConfig, goes_on: bool) -> String
     let name = literal(&relation.name);
     let wait = relation.grace.max(config.after).as_millis();
     let due = format!("(now() - interval '{wait} milliseconds')");
-    let seen = format!("(now() - interval '{} milliseconds')", relation.grace.as_millis());
+    let seen = format!("(now() - {})", interval(relation.hide.unwrap_or(relation.grace)));
+    let hidden_seen = format!("(now() - {})", interval(relation.grace));
     let (flag, flag_type, due) = match &relation.flag.kind {
         FlagKind::TimestampTz => (Some(table.flag("t")), "timestamptz", due),
         FlagKind::Timestamp { zone } => {
@@ -263,7 +451,9 @@ fn flags_sql(relation: &Relation, config: &SweepConfig, goes_on: bool) -> String
              and d.key = {key} and d.state in ('pending', 'hidden', 'claimed', 'parked') \
              and (d.state = 'claimed' \
                  or d.state = 'parked' and {parked_flag} is not distinct from {flag_column} \
-                 or d.state in ('pending', 'hidden') and d.first_seen > {seen})) \
+                 or d.state = 'pending' and d.first_seen > {seen} \
+                 or d.state = 'hidden' and d.first_seen > {hidden_seen} \
+                 or d.kept_back_at is not null and d.approved_at is null)) \
          and not {held} \
          and not exists (select from tombstream.pause p where p.relation = {name}) \
          order by {order} limit $1",
@@ -288,17 +478,19 @@ impl Source for Sweep {
                     () = tokio::time::sleep_until(self.next_round) => false,
                 };
                 let orphans = self.round.is_multiple_of(ORPHAN_ROUNDS);
+                let is_whole = orphans || self.is_urgent;
                 self.round += 1;
                 self.todo = (0..self.scans.len())
                     .filter(|&place| orphans || !matches!(self.scans[place], Scan::Orphans { .. }))
                     .collect();
                 for place in 0..self.scans.len() {
-                    self.rewind(place);
+                    self.rewind(place, is_whole);
                 }
                 continue;
             };
-            let records = match self.page(place).await {
-                Ok(records) => records,
+            tokio::time::sleep_until(self.not_before).await;
+            let (records, looked_at) = match self.page(place).await {
+                Ok(page) => page,
                 Err(error) => {
                     // The round begins again later; a relation that is refused stops no other.
                     self.todo.pop_front();
@@ -306,7 +498,11 @@ impl Source for Sweep {
                     return Err(SourceError::Unavailable(Box::new(error)));
                 }
             };
-            if records.len() < usize::try_from(self.config.page_max).unwrap_or(usize::MAX) {
+            self.not_before = Instant::now()
+                + Duration::from_secs_f64(
+                    looked_at as f64 / f64::from(self.config.rate_max.max(1)),
+                );
+            if looked_at < usize::try_from(self.config.page_max).unwrap_or(usize::MAX) {
                 self.todo.pop_front();
                 if self.todo.is_empty() {
                     self.next_round = Instant::now() + self.config.interval;

@@ -114,6 +114,11 @@ impl<'a> Table<'a> {
     }
 }
 
+/// A length of time, to the millisecond.
+pub(super) fn interval(length: std::time::Duration) -> String {
+    format!("interval '{} milliseconds'", length.as_millis())
+}
+
 /// Whether a hold keeps the row of `key` (S1). `relation` and `key` are SQL: a literal, or a column.
 /// One text, so that claim, finalize, takeover and sweep can't differ in what a hold is.
 pub(super) fn is_held(relation: &str, key: &str) -> String {

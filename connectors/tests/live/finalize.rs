@@ -4,11 +4,9 @@ use std::sync::Arc;
 
 use sqlx::Executor;
 
-use tombstream_model::{
-    Claimed, DeadLetter, Ending, Key, Ledger, Origin, Outcome, Settled, Verdict,
-};
+use tombstream_model::{Claimed, DeadLetter, Ending, Key, Ledger, Origin, Outcome, Verdict};
 
-use super::support::{DOCUMENTS, Database, candidates, documents, settled};
+use super::support::{DOCUMENTS, Database, all, candidates, documents, settled};
 
 async fn claimed(database: &Database, rows: usize) -> (Vec<Key>, Vec<Claimed>) {
     let keys = database.insert(rows, true).await;
@@ -16,10 +14,6 @@ async fn claimed(database: &Database, rows: usize) -> (Vec<Key>, Vec<Claimed>) {
     let claimed = ledger.claim(DOCUMENTS, &candidates(&keys)).await.unwrap();
     assert_eq!(claimed.len(), rows);
     (keys, claimed)
-}
-
-fn all(claimed: Vec<Claimed>, verdict: Verdict) -> Vec<Settled> {
-    claimed.into_iter().map(|claimed| settled(claimed, verdict)).collect()
 }
 
 #[tokio::test]
@@ -104,7 +98,11 @@ async fn a_locked_row_is_told_from_a_gone_one() {
     application.rollback().await.unwrap();
     assert_eq!(database.count("select count(*) from tombstream.receipt where row_gone").await, 1);
     // What was put off is driven again without another destroy: its outcomes were kept.
-    database.pool.execute("update tombstream.deletion set due_at = now()").await.unwrap();
+    database
+        .pool
+        .execute("update tombstream.deletion set due_at = now() where closed_at is null")
+        .await
+        .unwrap();
     let open: Vec<i64> =
         sqlx::query_scalar("select id from tombstream.deletion where state = 'claimed'")
             .fetch_all(&database.pool)
@@ -142,7 +140,11 @@ async fn a_row_that_came_back_to_life_is_a_late_restore() {
     let endings = ledger.finalize(DOCUMENTS, &[settled(first, Verdict::Deleted)]).await.unwrap();
     assert_eq!(endings, [Ending::LateRestore]);
     // The same seen by a takeover: what remains is not destroyed.
-    database.pool.execute("update tombstream.deletion set lease_until = null").await.unwrap();
+    database
+        .pool
+        .execute("update tombstream.deletion set lease_until = null where closed_at is null")
+        .await
+        .unwrap();
     assert!(ledger.resume(&[second.id]).await.unwrap().is_empty());
     assert_eq!(database.count("select count(*) from documents").await, 2);
     let late = "select count(*) from tombstream.deletion where state = 'late_restore'";
@@ -264,7 +266,11 @@ async fn a_hold_that_came_after_the_claim_stops_what_is_left_to_destroy() {
     let id = claims[0].id;
     ledger.owe(&all(claims, Verdict::Unknown)).await.unwrap();
     database.hold(&keys[0]).await;
-    database.pool.execute("update tombstream.deletion set due_at = null").await.unwrap();
+    database
+        .pool
+        .execute("update tombstream.deletion set due_at = null where closed_at is null")
+        .await
+        .unwrap();
     assert!(ledger.resume(&[id]).await.unwrap().is_empty());
     database.pool.execute("update tombstream.hold set released_at = now()").await.unwrap();
     assert_eq!(ledger.resume(&[id]).await.unwrap().len(), 1);

@@ -12,3 +12,4 @@ mod race;
 mod replication;
 mod support;
 mod sweep;
+mod waiting;

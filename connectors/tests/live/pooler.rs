@@ -10,18 +10,13 @@ use tombstream_connectors::postgres::{
     install_relation, migrate, references, status,
 };
 use tombstream_model::{
-    Claimed, DeadLetter, Ending, Found, Key, Ledger, Origin, Outcome, Records, Settled, Source,
-    Verdict,
+    DeadLetter, Ending, Found, Key, Ledger, Origin, Outcome, Records, Source, Verdict,
 };
 
-use super::support::{DOCUMENTS, Database, candidates, documents, settled};
+use super::support::{DOCUMENTS, Database, all, candidates, documents};
 
 const TABLE: &str = "create table documents (id uuid primary key, name text not null, \
                      uploaded_at timestamptz, deleted_at timestamptz)";
-
-fn all(claimed: Vec<Claimed>, verdict: Verdict) -> Vec<Settled> {
-    claimed.into_iter().map(|claimed| settled(claimed, verdict)).collect()
-}
 
 /// A migrated database with the guarded table, all of it made through the pooler.
 async fn scene() -> (Database, PgPool, PgLedger) {
@@ -63,8 +58,13 @@ async fn a_deletion_goes_its_whole_way_behind_a_pooler() {
     let keys = database.insert(20, true).await;
 
     let interval = Duration::from_millis(1);
-    let config =
-        SweepConfig { interval, page_max: 3, after: Duration::ZERO, prepared_statements: false };
+    let config = SweepConfig {
+        interval,
+        page_max: 3,
+        after: Duration::ZERO,
+        rate_max: 1_000_000,
+        prepared_statements: false,
+    };
     let mut sweep = Sweep::new(pool.clone(), Arc::from([documents()]), config);
     let mut found = std::collections::HashSet::new();
     while found.len() < keys.len() {
@@ -88,7 +88,11 @@ async fn a_deletion_goes_its_whole_way_behind_a_pooler() {
         }
     }
     assert!(open.iter().all(|id| ids.contains(id)), "{open:?}");
-    database.pool.execute("update tombstream.deletion set due_at = null").await.unwrap();
+    database
+        .pool
+        .execute("update tombstream.deletion set due_at = null where closed_at is null")
+        .await
+        .unwrap();
     let taken = ledger.resume(&ids).await.unwrap();
     assert_eq!(taken.len(), 10);
     // One row's removal is refused: the batch is halved down to it, and it is parked.

@@ -13,7 +13,8 @@ use super::support::{DOCUMENTS, Database, candidates, documents, settled};
 
 fn sweep(database: &Database, relation: Relation, page_max: u32, after: Duration) -> Sweep {
     let interval = Duration::from_millis(1);
-    let config = SweepConfig { interval, page_max, after, prepared_statements: true };
+    let config =
+        SweepConfig { interval, page_max, after, rate_max: 1_000_000, prepared_statements: true };
     Sweep::new(database.pool.clone(), Arc::from([relation]), config)
 }
 
@@ -70,6 +71,7 @@ async fn a_bell_begins_a_round_that_looks_at_every_flag() {
         interval: Duration::from_secs(3600),
         page_max: 10,
         after: Duration::from_secs(3600),
+        rate_max: 1_000_000,
         prepared_statements: true,
     };
     let mut sweep = Sweep::new(database.pool.clone(), Arc::from([documents()]), config);

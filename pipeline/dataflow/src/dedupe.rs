@@ -115,6 +115,7 @@ mod tests {
                 position,
                 cause: Cause::Event,
                 found: if removed { Found::Removed } else { Found::Flagged },
+                removed: None,
             },
         )
     }

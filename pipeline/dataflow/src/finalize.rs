@@ -54,7 +54,7 @@ pub(crate) fn finalize<L: Ledger>(parts: LedgerParts<L>, config: StageConfig) ->
     })
 }
 
-/// Records what is owed, so that the sweep drives it again and the frontier can move on.
+/// Records what is owed, and hides that are done, so that the sweep drives it again and the frontier can move on.
 pub(crate) fn owe<L: Ledger>(parts: LedgerParts<L>, config: StageConfig) -> Call<Settled, ()> {
     Arc::new(move |batch: Arc<[Settled]>, _| {
         let LedgerParts { ledger, relations, board } = parts.clone();
@@ -63,7 +63,9 @@ pub(crate) fn owe<L: Ledger>(parts: LedgerParts<L>, config: StageConfig) -> Call
             insist("owe", &config, &board, || ledger.owe(&batch)).await;
             for settled in batch.iter() {
                 let relation = relation_name(&relations, settled.claimed.relation);
-                counter!(metric::OWED, "relation" => relation).increment(1);
+                let is_done = settled.claimed.is_hide && settled.has_all_confirmed();
+                let name = if is_done { metric::HIDDEN } else { metric::OWED };
+                counter!(name, "relation" => relation).increment(1);
             }
             Vec::new()
         })

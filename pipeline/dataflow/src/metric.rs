@@ -24,6 +24,8 @@ pub const STORE_ERRORS: &str = "tombstream_store_errors_total";
 pub const FINALIZED: &str = "tombstream_finalized_total";
 /// Deletions recorded as owed, by `relation`.
 pub const OWED: &str = "tombstream_owed_total";
+/// Deletions hidden: their recoverable copies are gone, by `relation`.
+pub const HIDDEN: &str = "tombstream_hidden_total";
 /// Ledger calls that failed, by `stage`.
 pub const LEDGER_ERRORS: &str = "tombstream_ledger_errors_total";
 /// Requests whose task ended without an answer, by `stage`.

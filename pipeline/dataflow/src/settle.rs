@@ -145,6 +145,7 @@ mod tests {
                 lsn: None,
             },
             confirmed: confirmed.then(|| Outcome::new(Verdict::Absent, "before")),
+            was_hidden: false,
         };
         Arc::new(Claimed {
             id: DeletionId(id),
@@ -153,6 +154,7 @@ mod tests {
             flag: "true".to_owned(),
             fence,
             first_attempt: true,
+            is_hide: false,
             targets: targets.iter().map(target).collect(),
         })
     }

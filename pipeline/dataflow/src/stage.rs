@@ -422,6 +422,7 @@ mod tests {
             position: None,
             cause: Cause::Sweep,
             found: Found::Flagged,
+            removed: None,
         }
     }
 

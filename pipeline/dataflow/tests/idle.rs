@@ -60,6 +60,7 @@ async fn an_idle_pipeline_parks() {
         position: None,
         cause: Cause::Sweep,
         found: Found::Flagged,
+        removed: None,
     };
     source.candidates([candidate]);
     while sink.requests().is_empty() {

@@ -20,7 +20,14 @@ pub struct Change {
     /// Where in the log, unless the event has no LSN (incremental snapshots) or is a snapshot read:
     /// those add candidates and override nothing (S4).
     pub position: Option<Position>,
+    /// Of a delete, where [`OnHardDelete::Destroy`](crate::OnHardDelete) asks for it: the row as it was.
+    pub removed: Option<RemovedRow>,
 }
+
+/// What an event told of a removed row: the columns that the templates name, in the order of
+/// [`Relation::template_columns`](crate::Relation::template_columns); none is not known. Under a replica identity
+/// that is not FULL the columns beside the key may be anything: whoever uses them asks the table which it has.
+pub type RemovedRow = Box<[Option<Box<str>>]>;
 
 /// What happened to a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +79,8 @@ pub struct Candidate {
     pub cause: Cause,
     /// What was found.
     pub found: Found,
+    /// Of a removed row: what the event told of it.
+    pub removed: Option<RemovedRow>,
 }
 
 /// Who brought a candidate.
@@ -108,6 +117,7 @@ impl Change {
             position: self.position,
             cause: Cause::Event,
             found,
+            removed: self.removed,
         })
     }
 }

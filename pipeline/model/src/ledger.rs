@@ -55,6 +55,9 @@ pub struct Claimed {
     /// Whether this is the first attempt: takeovers and owed work do not count as evidence of a
     /// wrong template (S6).
     pub first_attempt: bool,
+    /// It is hidden, not claimed: recoverable copies go, and a restore is still free. It is never
+    /// finalized.
+    pub is_hide: bool,
     /// Every address, in the order of the ledger's entry.
     pub targets: Vec<ClaimedTarget>,
 }
@@ -66,6 +69,8 @@ pub struct ClaimedTarget {
     pub target: Target,
     /// The confirmed outcome of an earlier attempt, if any: it is not destroyed again.
     pub confirmed: Option<Outcome>,
+    /// It was destroyed before, when the deletion was hidden: that it is absent says nothing (S6).
+    pub was_hidden: bool,
 }
 
 /// A claimed deletion with an outcome for each of its targets, in their order.
@@ -78,8 +83,13 @@ pub struct Settled {
 }
 
 impl Settled {
-    /// Whether every target is confirmed, so that the row may go.
+    /// Whether the row may go: it is claimed, and every target is confirmed.
     pub fn is_confirmed(&self) -> bool {
+        !self.claimed.is_hide && self.has_all_confirmed()
+    }
+
+    /// Whether every target is confirmed. Of a hide that means no more than that it is done.
+    pub fn has_all_confirmed(&self) -> bool {
         self.outcomes.len() == self.claimed.targets.len()
             && self.outcomes.iter().all(|outcome| outcome.verdict.is_confirmed())
     }

@@ -26,7 +26,7 @@ mod source;
 pub mod wal;
 
 pub use address::{Address, AddressError, AddressTemplate, Row, Template, TemplateError};
-pub use change::{Candidate, Cause, Change, FlagState, FlagValue, Found, Op};
+pub use change::{Candidate, Cause, Change, FlagState, FlagValue, Found, Op, RemovedRow};
 pub use deletion::{DeletionId, State, Verdict};
 pub use key::{Key, KeyError, KeyKind};
 pub use ledger::{

@@ -208,6 +208,7 @@ fn expected(line: &str) -> Decoded {
         before: flag(words[2]),
         after: flag(words[3]),
         position: position(words[4]),
+        removed: None,
     })
 }
 

@@ -152,6 +152,7 @@ impl LedgerFixture for Ledger {
             position: None,
             cause: Cause::Sweep,
             found: Found::Flagged,
+            removed: None,
         }
     }
 

@@ -89,6 +89,7 @@ pub(crate) async fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pi
         interval: sweep.interval,
         page_max: sweep.page_max.get(),
         after: sweep.after,
+        rate_max: sweep.rate_max.get(),
         prepared_statements: config.database.prepared_statements,
     };
     let sweep = Sweep::new(pool.clone(), Arc::clone(&relations), sweep);

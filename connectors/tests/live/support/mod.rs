@@ -208,6 +208,7 @@ pub(crate) fn candidates(keys: &[Key]) -> Vec<Candidate> {
         position: None,
         cause: Cause::Sweep,
         found: Found::Flagged,
+        removed: None,
     };
     keys.iter().map(of).collect()
 }
@@ -216,4 +217,9 @@ pub(crate) fn candidates(keys: &[Key]) -> Vec<Candidate> {
 pub(crate) fn settled(claimed: Claimed, verdict: Verdict) -> Settled {
     let outcomes = vec![Outcome::new(verdict, "said by the test"); claimed.targets.len()];
     Settled { claimed: Arc::new(claimed), outcomes }
+}
+
+/// All of `claimed` so.
+pub(crate) fn all(claimed: Vec<Claimed>, verdict: Verdict) -> Vec<Settled> {
+    claimed.into_iter().map(|claimed| settled(claimed, verdict)).collect()
 }

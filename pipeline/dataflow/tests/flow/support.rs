@@ -39,6 +39,7 @@ pub(crate) fn swept(number: usize) -> Candidate {
         position: None,
         cause: Cause::Sweep,
         found: Found::Flagged,
+        removed: None,
     }
 }
 

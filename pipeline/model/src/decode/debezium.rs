@@ -102,7 +102,19 @@ impl Decoder {
                 source.position(envelope.transaction, generation)?
             }
         };
-        Ok(Change { relation: id, key, op, before: flag_before, after: flag_after, position })
+        let removed = match op {
+            Op::Delete => columns.removed(before.as_ref()),
+            Op::Read | Op::Create | Op::Update => None,
+        };
+        Ok(Change {
+            relation: id,
+            key,
+            op,
+            before: flag_before,
+            after: flag_after,
+            position,
+            removed,
+        })
     }
 }
 

@@ -105,6 +105,7 @@ impl Decoder {
             (FlagState::Unknown, columns.flag(relation, &values, unit)?)
         };
         let key = columns.key(relation, key, Some(&values))?;
-        Ok(Decoded::Change(Change { relation: id, key, op, before, after, position }))
+        let removed = (op == Op::Delete).then(|| columns.removed(Some(&values))).flatten();
+        Ok(Decoded::Change(Change { relation: id, key, op, before, after, position, removed }))
     }
 }

@@ -10,7 +10,9 @@ use super::error::{DecodeError, clip};
 use super::time;
 use super::{Decoded, Decoder, Skipped};
 use crate::wal::{Old, RowMessage, Tuple, Value, WalRow, WalTable};
-use crate::{Change, FlagKind, FlagState, FlagValue, Key, Op, Relation, RelationId};
+use crate::{
+    Change, FlagKind, FlagState, FlagValue, Key, OnHardDelete, Op, Relation, RelationId, RemovedRow,
+};
 
 /// Tables whose places are remembered; a few are published, and each change of one makes it anew.
 const TABLES_MAX: usize = 64;
@@ -55,6 +57,12 @@ impl RowDecoder {
             RowMessage::Update { old, new } => (Op::Update, old, Some(new)),
             RowMessage::Delete { old } => (Op::Delete, Some(old), None),
         };
+        let removed = match old {
+            Some(Old { tuple, .. }) if op == Op::Delete => {
+                self.decoder.removed(id, &row.table, tuple)
+            }
+            Some(_) | None => None,
+        };
         let mut values = vec![Value::Null; places.len()];
         let before = match old {
             Some(Old { tuple, is_whole: true }) => {
@@ -89,7 +97,7 @@ impl RowDecoder {
                 (key(relation, &values)?, FlagState::Unknown)
             }
         };
-        Ok(Decoded::Change(Change { relation: id, key, op, before, after, position }))
+        Ok(Decoded::Change(Change { relation: id, key, op, before, after, position, removed }))
     }
 
     fn layout(&mut self, table: &Arc<WalTable>) -> Layout {
@@ -106,6 +114,24 @@ impl RowDecoder {
 }
 
 impl Decoder {
+    /// The templates' columns of a removed row, where a hard delete is a deletion. Rare enough to look for
+    /// their places each time. A tuple of the key alone has null for all else.
+    fn removed(&self, id: RelationId, table: &WalTable, tuple: Tuple<'_>) -> Option<RemovedRow> {
+        let (relation, _) = self.relation(id);
+        if relation.on_hard_delete != OnHardDelete::Destroy {
+            return None;
+        }
+        let text = |column: &str| {
+            let mut value = [Value::Null];
+            tuple.pick(&[table.place(column)?], &mut value);
+            match value {
+                [Value::Text(text)] => std::str::from_utf8(text).ok().map(Box::from),
+                [Value::Null | Value::Unchanged] => None,
+            }
+        };
+        Some(relation.template_columns().into_iter().map(text).collect())
+    }
+
     /// Where the columns of the relation whose table this is stand in it.
     fn places(&self, table: &WalTable) -> Layout {
         let named = |(_, (relation, _)): &(RelationId, &(Relation, _))| {

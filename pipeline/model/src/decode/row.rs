@@ -9,7 +9,7 @@ use super::error::{DecodeError, Part, clip};
 use super::json::{self, Scalar, pick, scalar};
 use super::time::{self, Unit};
 use crate::address::UNAVAILABLE;
-use crate::{FlagKind, FlagState, FlagValue, Key, KeyKind, Relation};
+use crate::{FlagKind, FlagState, FlagValue, Key, KeyKind, OnHardDelete, Relation, RemovedRow};
 
 /// A relation's columns that are read from its rows: those of the key in their order, and the flag.
 #[derive(Clone, Debug)]
@@ -17,6 +17,8 @@ pub(super) struct Columns {
     names: Vec<Box<str>>,
     keys: usize,
     flag: usize,
+    /// Where the templates' columns stand, if the row of a delete is asked for them.
+    of_templates: Option<Box<[usize]>>,
     /// The fields that are read from a message's key: `schema`, `payload`, the columns of the key.
     of_message: Vec<Box<str>>,
 }
@@ -38,9 +40,19 @@ impl Columns {
             names.push(flag.as_str().into());
             keys
         });
+        let destroys = relation.on_hard_delete == OnHardDelete::Destroy;
+        let of_templates = destroys.then(|| {
+            let place = |column: &str| {
+                names.iter().position(|name| **name == *column).unwrap_or_else(|| {
+                    names.push(column.into());
+                    names.len() - 1
+                })
+            };
+            relation.template_columns().into_iter().map(place).collect()
+        });
         let wrapper = ["schema", "payload"].map(Box::from);
         let of_message = wrapper.into_iter().chain(names[..keys].iter().cloned()).collect();
-        Self { names, keys, flag, of_message }
+        Self { names, keys, flag, of_templates, of_message }
     }
 
     /// Reads the row `text`, which stands at `path`.
@@ -52,6 +64,26 @@ impl Columns {
         let mut raw = vec![None; self.names.len()];
         pick(text, &self.names, &mut raw, Part::Value, path)?;
         Ok(Values { raw, path })
+    }
+
+    /// The templates' columns of a removed row. What is not a text or a whole number is not known: JSON has
+    /// other spellings for it than Postgres.
+    pub(super) fn removed(&self, row: Option<&Values<'_>>) -> Option<RemovedRow> {
+        let text = |place: &usize| {
+            let raw = row?.raw[*place]?;
+            match scalar(raw, String::new).ok()? {
+                Scalar::Text(text) if text == UNAVAILABLE => None,
+                Scalar::Text(text) => Some(Box::from(&*text)),
+                Scalar::Number(number) if number.parse::<i64>().is_ok() => Some(Box::from(number)),
+                Scalar::Null
+                | Scalar::Bool(_)
+                | Scalar::Number(_)
+                | Scalar::Object
+                | Scalar::Array => None,
+            }
+        };
+        let places = self.of_templates.as_ref()?;
+        Some(places.iter().map(text).collect())
     }
 
     /// The key's texts in the row `values`, if all of them are there.

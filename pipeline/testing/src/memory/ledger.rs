@@ -225,7 +225,7 @@ impl Memory {
                 fence: deletion.fence,
                 lsn: deletion.lsn,
             };
-            ClaimedTarget { target, confirmed }
+            ClaimedTarget { target, confirmed, was_hidden: false }
         };
         Claimed {
             id,
@@ -234,6 +234,7 @@ impl Memory {
             flag: deletion.flag.clone(),
             fence: deletion.fence,
             first_attempt,
+            is_hide: false,
             targets: deletion.targets.iter().map(target).collect(),
         }
     }

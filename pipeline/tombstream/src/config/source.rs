@@ -74,6 +74,9 @@ pub(crate) struct SweepSection {
     /// How long a flag may stand before the sweep takes it. 30 s: events come first, so that both
     /// do not claim the same rows; without Kafka 0 would do.
     pub(crate) after: Duration,
+    /// Most keys a second that it looks at. 20,000: a tenth of a core of Postgres's, and more than is
+    /// claimed in a second.
+    pub(crate) rate_max: NonZeroU32,
 }
 
 impl SourceConfig {
@@ -121,6 +124,7 @@ impl Default for SweepSection {
             interval: Duration::from_secs(10),
             page_max: NonZeroU32::new(1_000).expect("not zero"),
             after: Duration::from_secs(30),
+            rate_max: NonZeroU32::new(20_000).expect("not zero"),
         }
     }
 }
@@ -141,6 +145,7 @@ impl SweepSection {
             interval,
             page_max: section.or("page_max", default.page_max),
             after: section.or("after", default.after),
+            rate_max: section.or("rate_max", default.rate_max),
         }
     }
 }

@@ -1,0 +1,463 @@
+//! Rows that another hand removed. Their copies are left (`on_hard_delete = "ignore"`: counted, and said) or
+//! destroyed like those of a flagged row.
+//!
+//! There is no row to lock, so a claim takes an advisory lock of the key's bucket, which whoever brings a row
+//! to life under that key shares (`arrival.rs`), and claims only what its deciding statement sees no row of
+//! (S5). What can't be claimed now waits in the ledger, since no sweep of the table finds it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::de::IgnoredAny;
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use tracing::{error, warn};
+
+use tombstream_model::{
+    Candidate, Claimed, Fence, Key, LedgerError, OnHardDelete, Relation, RemovedRow,
+};
+
+use super::arrival::bucket;
+use super::claim::Refusal;
+use super::decide::spend_sql;
+use super::guard::trigger_name;
+use super::ledger::{ClaimedRow, PgLedger, Prepared, TargetEntry};
+use super::pool::ledger_error;
+use super::statement::BEGIN;
+use super::table::{Table, interval, is_held, key_arrays, literal};
+
+/// The statements over rows that are gone.
+#[derive(Debug)]
+pub(super) struct RemovedSql {
+    vanished: Arc<str>,
+    record: Arc<str>,
+    lock: Arc<str>,
+    due: Arc<str>,
+    claim: Arc<str>,
+}
+
+impl RemovedSql {
+    pub(super) fn new(relation: &Relation) -> Self {
+        Self {
+            vanished: vanished_sql(relation).into(),
+            record: record_sql(relation).into(),
+            lock: lock_sql(relation).into(),
+            due: due_sql(relation).into(),
+            claim: claim_sql(relation).into(),
+        }
+    }
+}
+
+/// Whether a deletion of ours removed the row of `key`, as of an event at `lsn`: the receipt says where the
+/// log stood then. One that is claimed tells its own end.
+fn is_ours(name: &str, key: &str, lsn: &str) -> String {
+    format!(
+        "(exists (select from tombstream.receipt r where r.relation = {name} and r.key = {key} \
+             and ({lsn} is null or r.removed_lsn is null or {lsn} <= r.removed_lsn)) \
+         or exists (select from tombstream.deletion d where d.relation = {name} and d.key = {key} \
+             and d.claimed_at is not null and d.state in ('claimed', 'parked')))"
+    )
+}
+
+/// Of keys whose row was removed: those that are gone, and that no deletion of ours removed. What
+/// waited for them is closed: it would lend its first sight to a later life of the key. What waited for a
+/// row that is alive, where no guard told of the restore, is closed too.
+fn vanished_sql(relation: &Relation) -> String {
+    let table = Table::new(relation);
+    let name = literal(&relation.name);
+    let arrays: Vec<_> = (0..relation.key.len()).map(|n| format!("k.k{n}")).collect();
+    let key = format!("array[{}]", arrays.join(", "));
+    format!(
+        "with looked as ( \
+             select {key} as key, t.there, t.alive \
+             from {keys} left join lateral ( \
+                 select true as there, ({is_set}) is not true as alive from {table} t where {matches} \
+             ) t on true \
+         ), \
+         gone as (select key from looked where there is null and not {ours}), \
+         waited as ( \
+             select d.id, looked.there is not null as restored \
+             from tombstream.deletion d join looked on d.key = looked.key \
+             where d.relation = {name} and d.claimed_at is null and d.removed is null \
+                 and (looked.there is null or looked.alive) \
+                 and d.state in ('pending', 'hidden', 'parked') \
+             order by d.key for update of d skip locked \
+         ), \
+         closed as ( \
+             update tombstream.deletion d set state = 'cancelled', closed_at = clock_timestamp(), \
+                 reason = case when restored then 'restored, with no guard to tell of it' \
+                     else 'another hand removed the row before the claim' end \
+             from waited where d.id = waited.id \
+             returning d.id, d.relation, d.key, d.targets, d.hidden_at, d.lease_until, d.lease_token, restored \
+         ), \
+         asked as ( \
+             insert into tombstream.rehydrate (deletion_id, relation, key, targets, ready_at, lease_token) \
+             select id, relation, key, targets, greatest(lease_until, clock_timestamp()), lease_token \
+             from closed where restored and hidden_at is not null \
+         ) \
+         select key from gone",
+        keys = table.unnest_keys(1),
+        table = table.name(),
+        is_set = table.is_set("t"),
+        matches = table.matches_keys("t"),
+        ours = is_ours(&name, "looked.key", "null::pg_lsn"),
+    )
+}
+
+/// Writes down which rows are gone: the keys as JSON, what the event told of their columns, its place in the
+/// log. What waited for a flagged row goes on as it was, with its first sight.
+fn record_sql(relation: &Relation) -> String {
+    let table = Table::new(relation);
+    let name = literal(&relation.name);
+    format!(
+        "with i as ( \
+             select array(select jsonb_array_elements_text(u.key::jsonb)) as key, \
+                 u.removed::jsonb as removed, u.lsn::pg_lsn as lsn \
+             from unnest($1::text[], $2::text[], $3::text[]) as u(key, removed, lsn) \
+         ) \
+         insert into tombstream.deletion as d (relation, key, state, removed, flip_lsn) \
+         select {name}, i.key, 'pending', coalesce(i.removed, '{{}}'), i.lsn from i \
+         where not exists (select from {table} t where {matches}) and not {ours} \
+             and not exists (select from tombstream.moved_key m \
+                 where m.relation = {name} and m.key = i.key) \
+             and (i.removed is not null or exists (select from tombstream.deletion o \
+                 where o.relation = {name} and o.key = i.key and o.claimed_at is null \
+                     and o.state in ('pending', 'hidden', 'parked'))) \
+         order by i.key \
+         on conflict (relation, key) where state in ('pending', 'hidden', 'claimed', 'parked') \
+         do update set state = case d.state when 'parked' then d.state else 'pending' end, \
+             removed = case when d.removed is null or d.removed = '{{}}' then excluded.removed \
+                 else d.removed end \
+             where d.claimed_at is null and d.state in ('pending', 'parked') \
+                 and (d.removed is null or d.removed = '{{}}') \
+         returning d.key",
+        table = table.name(),
+        matches = table.matches_array("t", "i.key"),
+        ours = is_ours(&name, "i.key", "i.lsn"),
+    )
+}
+
+/// Takes the buckets' locks, in their order, and gives the keys that got one. Not waited for: whoever holds
+/// one is bringing a row to life.
+fn lock_sql(relation: &Relation) -> String {
+    let name = literal(&relation.name);
+    format!(
+        "with i as materialized ( \
+             select array(select jsonb_array_elements_text(u.key::jsonb)) as key \
+             from unnest($1::text[]) as u(key) \
+             order by pg_catalog.hashtextextended( \
+                 array(select jsonb_array_elements_text(u.key::jsonb))::text, 0) & 1023 \
+         ) \
+         select key from i where pg_catalog.pg_try_advisory_xact_lock({bucket})",
+        bucket = bucket(&name, "i.key"),
+    )
+}
+
+/// Of keys whose bucket is locked: what is due. The columns beside the key are what they were only under
+/// REPLICA IDENTITY FULL, and spelled as Postgres spells them only where they are texts, numbers or uuids.
+fn due_sql(relation: &Relation) -> String {
+    let table = Table::new(relation);
+    let name = literal(&relation.name);
+    let root = literal(&table.name());
+    format!(
+        "select d.id, d.key, d.removed, d.waived, \
+             not exists (select from pg_catalog.pg_class c where c.relkind in ('r', 'p') \
+                 and (c.oid = to_regclass({root}) and c.relkind = 'r' or c.oid in ( \
+                     select p.relid from pg_catalog.pg_partition_tree(to_regclass({root})) p where p.isleaf)) \
+                 and c.relreplident <> 'f') as is_whole, \
+             array(select a.attname::text from pg_catalog.pg_attribute a \
+                 where a.attrelid = to_regclass({root}) and a.attnum > 0 and a.atttypid in ( \
+                     'text'::regtype, 'varchar'::regtype, 'uuid'::regtype, 'int2'::regtype, \
+                     'int4'::regtype, 'int8'::regtype)) as plain, \
+             exists (select from pg_catalog.pg_trigger g where g.tgrelid = to_regclass({root}) \
+                 and g.tgname = {guard} and g.tgenabled = 'A') as is_guarded \
+         from tombstream.deletion d \
+         where d.relation = {name} and d.key in ( \
+                 select array(select jsonb_array_elements_text(u.key::jsonb)) \
+                 from unnest($1::text[]) as u(key)) \
+             and d.removed is not null and d.state = 'pending' \
+             and d.first_seen <= now() - {grace} \
+             and (d.kept_back_at is null or d.approved_at is not null) \
+             and not {held} \
+             and not exists (select from tombstream.pause p where p.relation = {name})",
+        guard = literal(&trigger_name("arrived")),
+        grace = interval(relation.grace),
+        held = is_held(&name, "d.key"),
+    )
+}
+
+/// Decides on a fresh snapshot: a key that has a row is another life's.
+fn claim_sql(relation: &Relation) -> String {
+    let table = Table::new(relation);
+    let name = literal(&relation.name);
+    let budget = match &relation.breaker {
+        None => "select null::text as refusal".to_owned(),
+        Some(limits) => format!(
+            "select case when asked > 0 then {} end as refusal \
+             from (select count(*) as asked from decided where due = 'claimed' and spends) as wanted",
+            spend_sql(limits, &name, "asked")
+        ),
+    };
+    format!(
+        "with token as materialized (select nextval('tombstream.lease_token') as token), \
+         decided as ( \
+             select d.id, i.targets::jsonb as targets, i.refusal, d.approved_at is null as spends, case \
+                 when exists (select from {table} t where {matches}) then 'superseded' \
+                 when {held} then 'pending' \
+                 when i.refusal is not null then 'parked' \
+                 else 'claimed' end as due \
+             from tombstream.deletion d \
+             join unnest($1::bigint[], $2::text[], $3::text[]) as i(id, targets, refusal) on d.id = i.id \
+             where d.state = 'pending' and d.removed is not null \
+         ), \
+         budget as materialized ({budget}), \
+         mine as ( \
+             select decided.*, due = 'claimed' and spends and budget.refusal is not null as refused, \
+                 due = 'claimed' and not (spends and budget.refusal is not null) as goes \
+             from decided cross join budget where due <> 'pending' \
+         ) \
+         update tombstream.deletion d set \
+             state = case when mine.refused then 'pending' else mine.due end, \
+             reason = case mine.due when 'superseded' then 'the key was used anew' else mine.refusal end, \
+             closed_at = case mine.due when 'superseded' then clock_timestamp() end, \
+             targets = case when goes then mine.targets else d.targets end, \
+             lease_owner = case when goes then $4 end, \
+             lease_token = case when goes then token.token end, \
+             lease_until = case when goes then clock_timestamp() + make_interval(secs => $5) end, \
+             attempts = case when goes then 1 else d.attempts end, \
+             claimed_at = case when goes then clock_timestamp() end, \
+             kept_back_at = case when refused then clock_timestamp() else d.kept_back_at end \
+         from mine cross join token where d.id = mine.id and d.state = 'pending' \
+         returning d.id, d.relation, d.key, d.flip_lsn::text, d.targets, d.lease_token, d.state, \
+             d.kept_back_at is not null and d.approved_at is null",
+        table = table.name(),
+        matches = table.matches_array("t", "d.key"),
+        held = is_held(&name, "d.key"),
+    )
+}
+
+/// A removed row that is due.
+struct Due {
+    id: i64,
+    targets: Result<Vec<TargetEntry>, Refusal>,
+}
+
+impl PgLedger {
+    /// What becomes of keys whose row was removed.
+    pub(super) async fn claim_removed(
+        &self,
+        prepared: &Prepared,
+        removed: &[&Candidate],
+    ) -> Result<Vec<Claimed>, LedgerError> {
+        match prepared.relation.on_hard_delete {
+            OnHardDelete::Ignore => {
+                let keys: Vec<&Key> = removed.iter().map(|candidate| &candidate.key).collect();
+                self.report_vanished(prepared, &keys).await?;
+                Ok(Vec::new())
+            }
+            OnHardDelete::Destroy => self.claim_hard_deleted(prepared, removed).await,
+        }
+    }
+
+    /// A hard delete of a row that no deletion of ours removed leaves its copies behind: counted and
+    /// alarmed, whatever `on_hard_delete` says (S3). Tombstream's own removal comes back here too.
+    async fn report_vanished(
+        &self,
+        prepared: &Prepared,
+        removed: &[&Key],
+    ) -> Result<(), LedgerError> {
+        let sql = AssertSqlSafe(Arc::clone(&prepared.removed.vanished));
+        let mut query = self.statements.scalar::<Vec<String>>(sql);
+        for column in key_arrays(&prepared.relation, removed.iter().copied()) {
+            query = query.bind(column);
+        }
+        let mut session = self.statements.session().await.map_err(ledger_error)?;
+        let vanished = query.fetch_all(&mut *session).await.map_err(ledger_error)?;
+        session.end().await.map_err(ledger_error)?;
+        if let Some(first) = vanished.first() {
+            let relation = prepared.relation.name.to_string();
+            metrics::counter!("tombstream_hard_deleted_total", "relation" => relation)
+                .increment(vanished.len() as u64);
+            error!(
+                relation = %prepared.relation.name,
+                rows = vanished.len(),
+                first = %Key::from_postgres(first.clone()),
+                "rows were hard-deleted by another hand: their copies are left"
+            );
+        }
+        Ok(())
+    }
+
+    async fn claim_hard_deleted(
+        &self,
+        prepared: &Prepared,
+        removed: &[&Candidate],
+    ) -> Result<Vec<Claimed>, LedgerError> {
+        let until = Instant::now() + self.config.lease;
+        let mut transaction = self.statements.begin(BEGIN).await.map_err(ledger_error)?;
+        let recorded =
+            self.record(&mut transaction, prepared, removed).await.map_err(ledger_error)?;
+        if recorded > 0 {
+            let relation = prepared.relation.name.to_string();
+            metrics::counter!("tombstream_hard_deleted_total", "relation" => relation)
+                .increment(recorded);
+            warn!(relation = %prepared.relation.name, rows = recorded, "rows were hard-deleted: their copies will be destroyed");
+        }
+        let due = self.due(&mut transaction, prepared, removed).await.map_err(ledger_error)?;
+        let claimed = match due.is_empty() {
+            true => Vec::new(),
+            false => {
+                self.take_removed(&mut transaction, prepared, &due).await.map_err(ledger_error)?
+            }
+        };
+        transaction.commit().await.map_err(ledger_error)?;
+        Ok(claimed
+            .into_iter()
+            .filter_map(|(row, token)| self.claimed(row, Fence { token, until }, true))
+            .collect())
+    }
+
+    async fn record(
+        &self,
+        connection: &mut PgConnection,
+        prepared: &Prepared,
+        removed: &[&Candidate],
+    ) -> Result<u64, sqlx::Error> {
+        let names = &prepared.claim.columns;
+        let told = |row: &RemovedRow| {
+            let known =
+                names.iter().zip(row).filter_map(|(name, value)| Some((name, value.as_ref()?)));
+            serde_json::to_string(&known.collect::<BTreeMap<_, _>>()).map_err(encode)
+        };
+        let rows = removed
+            .iter()
+            .map(|candidate| candidate.removed.as_ref().map(told).transpose())
+            .collect::<Result<Vec<_>, _>>()?;
+        let lsns: Vec<Option<String>> = removed
+            .iter()
+            .map(|candidate| candidate.position.map(|position| position.lsn.to_string()))
+            .collect();
+        let sql = AssertSqlSafe(Arc::clone(&prepared.removed.record));
+        let query = self.statements.query(sql).bind(keys_json(removed)?).bind(rows).bind(lsns);
+        Ok(query.fetch_all(connection).await?.len() as u64)
+    }
+
+    /// What is due of those whose bucket this transaction holds, with the addresses of their copies.
+    async fn due(
+        &self,
+        connection: &mut PgConnection,
+        prepared: &Prepared,
+        removed: &[&Candidate],
+    ) -> Result<Vec<Due>, sqlx::Error> {
+        let sql = AssertSqlSafe(Arc::clone(&prepared.removed.lock));
+        let locked: Vec<Vec<String>> = self
+            .statements
+            .scalar(sql)
+            .bind(keys_json(removed)?)
+            .fetch_all(&mut *connection)
+            .await?;
+        let locked = locked
+            .iter()
+            .map(|key| serde_json::to_string(key).map_err(encode))
+            .collect::<Result<Vec<_>, _>>()?;
+        let sql = AssertSqlSafe(Arc::clone(&prepared.removed.due));
+        let rows = self.statements.query(sql).bind(locked).fetch_all(connection).await?;
+        rows.iter()
+            .map(|row| {
+                let Json(told) = row.try_get::<Json<BTreeMap<String, Option<String>>>, _>(2)?;
+                let Json(waived) = row.try_get::<Json<BTreeMap<String, IgnoredAny>>, _>(3)?;
+                let (is_whole, plain) = (row.try_get(4)?, row.try_get::<Vec<String>, _>(5)?);
+                let key: Vec<String> = row.try_get(1)?;
+                let of_key: BTreeMap<&str, &String> =
+                    prepared.relation.key.iter().map(|column| &*column.name).zip(&key).collect();
+                let value = |name: &String| match of_key.get(name.as_str()) {
+                    Some(text) => Some((*text).clone()),
+                    None if is_whole && plain.contains(name) => told.get(name).cloned().flatten(),
+                    None => None,
+                };
+                let values: Vec<Option<String>> =
+                    prepared.claim.columns.iter().map(value).collect();
+                let targets = match row.try_get::<bool, _>(6)? {
+                    true => {
+                        let waived: BTreeSet<String> = waived.into_keys().collect();
+                        self.resolve(prepared, &values, &waived)
+                    }
+                    false => Err(Refusal {
+                        store: String::new(),
+                        reason:
+                            "nothing keeps the key of a hard-deleted row from being used while its \
+                                 copies are destroyed: run `tombstream migrate`, then retry"
+                                .to_owned(),
+                    }),
+                };
+                Ok(Due { id: row.try_get(0)?, targets })
+            })
+            .collect()
+    }
+
+    async fn take_removed(
+        &self,
+        connection: &mut PgConnection,
+        prepared: &Prepared,
+        due: &[Due],
+    ) -> Result<Vec<(ClaimedRow, i64)>, sqlx::Error> {
+        let ids: Vec<i64> = due.iter().map(|due| due.id).collect();
+        let targets = due
+            .iter()
+            .map(|due| {
+                let targets = due.targets.as_deref().unwrap_or_default();
+                serde_json::to_string(targets).map_err(encode)
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let refusals: Vec<Option<&str>> =
+            due.iter().map(|due| due.targets.as_ref().err().map(|it| &*it.reason)).collect();
+        let rows = self
+            .statements
+            .query(AssertSqlSafe(Arc::clone(&prepared.removed.claim)))
+            .bind(ids)
+            .bind(targets)
+            .bind(refusals)
+            .bind(&self.config.owner)
+            .bind(self.lease_seconds())
+            .fetch_all(connection)
+            .await?;
+        let mut claimed = Vec::with_capacity(rows.len());
+        let mut kept_back = 0;
+        for row in rows {
+            kept_back += u64::from(row.try_get::<Option<bool>, _>(7)? == Some(true));
+            match row.try_get::<String, _>(6)?.as_str() {
+                "claimed" => claimed.push((
+                    ClaimedRow {
+                        id: row.try_get(0)?,
+                        relation: row.try_get(1)?,
+                        key: row.try_get(2)?,
+                        flag: String::new(),
+                        lsn: row.try_get(3)?,
+                        targets: row.try_get::<Json<Vec<TargetEntry>>, _>(4)?.0,
+                        is_hide: false,
+                        was_hidden: false,
+                    },
+                    row.try_get(5)?,
+                )),
+                "parked" => self.report_parked(prepared, row.try_get(0)?),
+                _ => {}
+            }
+        }
+        if kept_back > 0 {
+            self.report_kept_back(prepared, kept_back);
+        }
+        Ok(claimed)
+    }
+}
+
+fn keys_json(removed: &[&Candidate]) -> Result<Vec<String>, sqlx::Error> {
+    let text = |candidate: &&Candidate| {
+        serde_json::to_string(&candidate.key.columns().collect::<Vec<_>>()).map_err(encode)
+    };
+    removed.iter().map(text).collect()
+}
+
+fn encode(error: serde_json::Error) -> sqlx::Error {
+    sqlx::Error::Encode(Box::new(error))
+}
