@@ -185,3 +185,17 @@ create trigger append_only before update or delete or truncate on tombstream.ope
     for each statement execute function tombstream.refuse_change();
 
 alter table tombstream.hold add column released_by text;
+
+-- Which stores hold copies of a relation's rows, as `run` has known them. One that is not configured any more
+-- still holds copies: `run` refuses to start until it is back, or waived.
+create table tombstream.store (
+    relation text not null,
+    store text not null,
+    since timestamptz not null default now(),
+    -- An operator said that its copies need no proof any more, and why.
+    waived_at timestamptz,
+    waived_by text,
+    waived_reason text,
+    primary key (relation, store),
+    check ((waived_at is null) = (waived_by is null) and (waived_at is null) = (waived_reason is null))
+);

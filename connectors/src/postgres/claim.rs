@@ -194,7 +194,7 @@ impl PgLedger {
             .relation
             .targets
             .iter()
-            .map(|template| (self.store_name(template.store).to_owned(), template));
+            .map(|template| (self.store_name(template.store).to_string(), template));
         named
             .filter(|(store, _)| !waived.contains(store))
             .map(|(store, template)| match template.address.resolve(row) {
@@ -271,6 +271,7 @@ impl PgLedger {
                             targets: row.try_get::<Json<Vec<TargetEntry>>, _>(6)?.0,
                             is_hide: state == "hidden",
                             was_hidden: state == "claimed" && row.try_get(8)?,
+                            waived: BTreeSet::new(),
                         },
                         row.try_get(7)?,
                     ))

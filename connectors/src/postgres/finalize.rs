@@ -329,7 +329,7 @@ impl PgLedger {
             .iter()
             .enumerate()
             .map(|(n, claimed)| TargetEntry {
-                store: self.store_name(claimed.target.store).to_owned(),
+                store: self.store_name(claimed.target.store).to_string(),
                 address: claimed.target.address.clone(),
                 outcome: settled.outcomes.get(n).cloned().map(without_zeros),
             })

@@ -1,10 +1,10 @@
 //! The ledger's front: what it knows, and one method for each operation.
 
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
-use tracing::error;
 
 use tombstream_model::{
     Candidate, Claimed, ClaimedTarget, DeadLetter, DeletionId, Ending, Fence, Key, Ledger,
@@ -50,6 +50,8 @@ pub struct PgLedger {
     pub(super) statements: Statements,
     pub(super) config: LedgerConfig,
     relations: Vec<Prepared>,
+    /// Stores that the ledger names and the configuration does not.
+    former: Mutex<Vec<Arc<str>>>,
 }
 
 /// A relation with its statements, made once.
@@ -77,7 +79,7 @@ impl PgLedger {
     pub fn new(pool: PgPool, relations: Arc<[Relation]>, config: LedgerConfig) -> Self {
         let relations = relations.iter().map(Prepared::new).collect();
         let statements = Statements::new(pool, config.prepared_statements);
-        Self { statements, config, relations }
+        Self { statements, config, relations, former: Mutex::default() }
     }
 
     pub(super) fn prepared(&self, relation: RelationId) -> &Prepared {
@@ -93,8 +95,39 @@ impl PgLedger {
         self.relations.iter().map(|prepared| &*prepared.relation.name).collect()
     }
 
-    pub(super) fn store_name(&self, store: StoreId) -> &str {
-        &self.config.stores[usize::from(store.0)].name
+    /// A store's name in the ledger. Ids behind the configured ones are of stores that were.
+    pub(super) fn store_name(&self, store: StoreId) -> Arc<str> {
+        let place = usize::from(store.0);
+        match self.config.stores.get(place) {
+            Some(store) => Arc::clone(&store.name),
+            None => {
+                let former = self.former.lock().unwrap_or_else(PoisonError::into_inner);
+                former
+                    .get(place - self.config.stores.len())
+                    .cloned()
+                    .unwrap_or_else(|| "unknown".into())
+            }
+        }
+    }
+
+    /// The store of a name in the ledger. One that is not configured any more gets an id behind the others:
+    /// what it has confirmed stays confirmed, and nothing is sent there.
+    fn store_id(&self, name: &str) -> Option<StoreId> {
+        let configured = self.config.stores.iter().position(|known| *known.name == *name);
+        let place = configured.unwrap_or_else(|| {
+            let mut former = self.former.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = former.iter().position(|known| **known == *name).unwrap_or_else(|| {
+                former.push(name.into());
+                former.len() - 1
+            });
+            self.config.stores.len() + known
+        });
+        u16::try_from(place).ok().map(StoreId)
+    }
+
+    /// Whether a store is configured.
+    pub(super) fn is_configured(&self, store: StoreId) -> bool {
+        usize::from(store.0) < self.config.stores.len()
     }
 
     /// Whether a relation's copies in this store go when a deletion is hidden.
@@ -103,15 +136,15 @@ impl PgLedger {
             .relation
             .targets
             .iter()
-            .any(|it| it.is_hidden_first && self.store_name(it.store) == store)
+            .any(|it| it.is_hidden_first && *self.store_name(it.store) == *store)
     }
 
     pub(super) fn lease_seconds(&self) -> f64 {
         self.config.lease.as_secs_f64()
     }
 
-    /// The ledger's entry of a claimed deletion, as the dataflow takes it. None where it names a store
-    /// that is no longer configured: its copies could not be destroyed, so nobody may finalize it.
+    /// The ledger's entry of a claimed deletion, as the dataflow takes it. None where it is of a relation that
+    /// is not configured here.
     pub(super) fn claimed(
         &self,
         row: ClaimedRow,
@@ -122,21 +155,13 @@ impl PgLedger {
         let id = DeletionId(row.id);
         let lsn = row.lsn.as_deref().and_then(|text| text.parse::<Lsn>().ok());
         let targets = row.targets.into_iter().map(|entry| {
-            let place = self.config.stores.iter().position(|known| *known.name == *entry.store)?;
-            let store = StoreId(u16::try_from(place).ok()?);
+            let store = self.store_id(&entry.store)?;
             let target = Target { deletion: id, store, address: entry.address, fence, lsn };
             let confirmed = entry.outcome.filter(|outcome| outcome.verdict.is_confirmed());
             let was_hidden = row.was_hidden && self.is_hidden_first(prepared, &entry.store);
             Some(ClaimedTarget { target, confirmed, was_hidden })
         });
-        let Some(targets) = targets.collect::<Option<Vec<_>>>() else {
-            error!(
-                relation = row.relation,
-                deletion = row.id,
-                "a store of this deletion is not configured any more: it stays open until the store is back"
-            );
-            return None;
-        };
+        let targets = targets.collect::<Option<Vec<_>>>()?;
         let key = Key::from_postgres(row.key);
         let is_hide = row.is_hide;
         Some(Claimed { id, relation, key, flag: row.flag, fence, first_attempt, is_hide, targets })
@@ -156,6 +181,8 @@ pub(super) struct ClaimedRow {
     pub(super) is_hide: bool,
     /// It was hidden before it was claimed.
     pub(super) was_hidden: bool,
+    /// Stores that an operator waived.
+    pub(super) waived: BTreeSet<String>,
 }
 
 impl Prepared {

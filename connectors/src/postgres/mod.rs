@@ -32,6 +32,7 @@ mod replication;
 mod resume;
 mod statement;
 mod status;
+mod stores;
 mod sweep;
 mod table;
 
@@ -51,4 +52,5 @@ pub use status::{
     DeadLetterRow, OwedStore, PausedRelation, RelationStatus, Status, dead_letter, dead_letters,
     status,
 };
+pub use stores::{FormerStore, Waived, note_stores, waive_store};
 pub use sweep::{Sweep, SweepBell, SweepConfig};

@@ -119,6 +119,11 @@ impl PgLedger {
         let reason =
             settled.claimed.targets.iter().zip(&settled.outcomes).find_map(|(claimed, outcome)| {
                 let store = self.store_name(claimed.target.store);
+                if !self.is_configured(claimed.target.store) && !outcome.verdict.is_confirmed() {
+                    return Some(format!(
+                        "store {store} is not configured any more: put it back and retry, or waive it"
+                    ));
+                }
                 match outcome.verdict {
                     Verdict::Refused => Some(format!("store {store} refuses: {}", outcome.said)),
                     Verdict::Superseded => {

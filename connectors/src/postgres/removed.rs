@@ -437,6 +437,7 @@ impl PgLedger {
                         targets: row.try_get::<Json<Vec<TargetEntry>>, _>(4)?.0,
                         is_hide: false,
                         was_hidden: false,
+                        waived: BTreeSet::new(),
                     },
                     row.try_get(5)?,
                 )),

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
+use serde::de::IgnoredAny;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use tracing::error;
@@ -42,7 +43,7 @@ static TAKE: LazyLock<Arc<str>> = LazyLock::new(|| {
         due_at = null \
     from due cross join token where d.id = due.id \
     returning d.id, d.relation, d.key, coalesce(d.flag, ''), d.flip_lsn::text, d.targets, \
-        d.lease_token, d.state = 'hidden', d.hidden_at is not null"
+        d.lease_token, d.state = 'hidden', d.hidden_at is not null, d.waived"
     )
     .into()
 });
@@ -91,12 +92,13 @@ impl PgLedger {
         let ids: Vec<i64> = batch.iter().map(|id| id.0).collect();
         let until = Instant::now() + self.config.lease;
         let mut transaction = self.statements.begin(BEGIN).await.map_err(ledger_error)?;
-        let taken = self.take(&mut transaction, &ids).await.map_err(ledger_error)?;
+        let mut taken = self.take(&mut transaction, &ids).await.map_err(ledger_error)?;
         let late = self.end_late(&mut transaction, &taken).await.map_err(ledger_error)?;
+        taken.retain(|(row, _)| !late.contains(&row.id));
+        self.add_stores(&mut transaction, &mut taken).await.map_err(ledger_error)?;
         transaction.commit().await.map_err(ledger_error)?;
         Ok(taken
             .into_iter()
-            .filter(|(row, _)| !late.contains(&row.id))
             .filter_map(|(row, token)| self.claimed(row, Fence { token, until }, false))
             .collect())
     }
@@ -126,6 +128,11 @@ impl PgLedger {
                     targets: row.try_get::<Json<Vec<TargetEntry>>, _>(5)?.0,
                     is_hide: row.try_get(7)?,
                     was_hidden: row.try_get(8)?,
+                    waived: row
+                        .try_get::<Json<BTreeMap<String, IgnoredAny>>, _>(9)?
+                        .0
+                        .into_keys()
+                        .collect(),
                 };
                 Ok((claimed, row.try_get(6)?))
             })

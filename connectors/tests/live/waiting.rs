@@ -1,14 +1,17 @@
 //! What a deletion waits for: the grace of each store, the breaker, the moves that the database allows; and
 //! hard deletes that are deletions.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Executor};
 
-use tombstream_connectors::postgres::{Sweep, SweepConfig, install_relation};
+use tombstream_connectors::postgres::{
+    FormerStore, Sweep, SweepConfig, Waived, install_relation, note_stores, waive_store,
+};
 use tombstream_model::{
-    BreakerLimits, Candidate, Claimed, Ending, Found, Key, Ledger, OnHardDelete, Records, Relation,
-    Source, State, Verdict,
+    AddressTemplate, BreakerLimits, Candidate, Claimed, Ending, Found, Key, Ledger, OnHardDelete,
+    Outcome, Records, Relation, Settled, Source, State, StoreId, TargetTemplate, Template, Verdict,
 };
 
 use crate::support::{DOCUMENTS, Database, all, candidates, documents, settled};
@@ -643,5 +646,111 @@ async fn columns_beside_the_key_are_not_taken_from_an_event_that_may_not_know_th
     database.pool.execute("alter table documents replica identity full").await.unwrap();
     let claims: Vec<Claimed> = ledger.claim(DOCUMENTS, &event(&keys[1])).await.unwrap();
     assert_eq!(claims.len(), 1);
+    database.drop_database().await;
+}
+
+/// A thousand deletions are open when one store is taken out of the configuration and another comes.
+#[tokio::test]
+async fn a_store_that_is_removed_needs_a_waiver_and_one_that_is_added_gets_its_part() {
+    let database = Database::with_documents(true).await;
+    let before = documents();
+    let names =
+        |names: &[&str]| names.iter().map(|name| Arc::from(*name)).collect::<Vec<Arc<str>>>();
+    let first = names(&["originals", "search"]);
+    let known = note_stores(&database.pool, std::slice::from_ref(&before), &first);
+    assert!(known.await.unwrap().is_empty());
+    let keys = database.insert(1_000, true).await;
+    let ledger = database.ledger(before.clone());
+    let mut claims = Vec::new();
+    for keys in keys.chunks(500) {
+        claims.extend(ledger.claim(DOCUMENTS, &candidates(keys)).await.unwrap());
+    }
+    let ids: Vec<_> = claims.iter().map(|claimed| claimed.id).collect();
+    // The first 400 have confirmed the index and owe the originals; of 600 nothing is known.
+    let mut owed = all(claims, Verdict::Busy);
+    for settled in &mut owed[..400] {
+        settled.outcomes[1] = Outcome::new(Verdict::Deleted, "gone");
+    }
+    ledger.owe(&owed).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+
+    // The index is taken out, an archive comes.
+    let mut after = documents();
+    after.targets[1] = TargetTemplate {
+        store: StoreId(1),
+        address: AddressTemplate::Object {
+            bucket: "archive".into(),
+            key: Template::parse("{name}/{id}").unwrap(),
+        },
+        is_hidden_first: false,
+    };
+    let names = names(&["originals", "archive"]);
+    let former = note_stores(&database.pool, std::slice::from_ref(&after), &names).await.unwrap();
+    let expected =
+        FormerStore { relation: "documents".to_owned(), store: "search".to_owned(), owed: 600 };
+    assert_eq!(former, [expected]);
+    let ledger =
+        database.ledger_with(after.clone(), |config| config.stores[1].name = "archive".into());
+    let mut taken = Vec::new();
+    for ids in ids.chunks(100) {
+        taken.extend(ledger.resume(ids).await.unwrap());
+    }
+    assert_eq!(taken.len(), 1_000);
+    for claimed in &taken {
+        let added = &claimed.targets[2].target;
+        assert_eq!(added.store, StoreId(1), "resolved from the row");
+        assert!(
+            claimed.targets[1].target.store.0 > 1,
+            "nobody is asked for what is not configured"
+        );
+    }
+    // Everybody says it is gone; nobody can speak for the index.
+    let settled: Vec<_> = taken
+        .into_iter()
+        .map(|claimed| {
+            let outcome = |it: &tombstream_model::ClaimedTarget| match &it.confirmed {
+                Some(confirmed) => confirmed.clone(),
+                None if it.target.store.0 > 1 => Outcome::new(Verdict::Unknown, "not configured"),
+                None => Outcome::new(Verdict::Deleted, "gone"),
+            };
+            let outcomes = claimed.targets.iter().map(outcome).collect();
+            Settled { claimed: Arc::new(claimed), outcomes }
+        })
+        .collect();
+    let (confirmed, owed): (Vec<_>, Vec<_>) = settled.into_iter().partition(Settled::is_confirmed);
+    assert_eq!((confirmed.len(), owed.len()), (400, 600));
+    ledger.finalize(DOCUMENTS, &confirmed).await.unwrap();
+    ledger.owe(&owed).await.unwrap();
+    let parked = "select count(*) from tombstream.deletion where state = 'parked' \
+                  and reason like 'store search is not configured any more%'";
+    assert_eq!(database.count(parked).await, 600);
+    assert_eq!(database.count("select count(*) from documents").await, 600);
+
+    let waived = waive_store(&database.pool, "documents", "search", "ann", "the cluster is gone")
+        .await
+        .unwrap();
+    assert_eq!(waived, Waived { was_known: true, deletions: 600 });
+    assert!(
+        note_stores(&database.pool, std::slice::from_ref(&after), &names).await.unwrap().is_empty()
+    );
+    let mut again = Vec::new();
+    for ids in ids.chunks(100) {
+        again.extend(ledger.resume(ids).await.unwrap());
+    }
+    assert_eq!(again.len(), 600);
+    assert!(again.iter().all(|it| it.targets.iter().all(|target| target.confirmed.is_some())));
+    let done: Vec<_> = again
+        .into_iter()
+        .map(|claimed| {
+            let outcomes = claimed.targets.iter().map(|it| it.confirmed.clone().unwrap()).collect();
+            Settled { claimed: Arc::new(claimed), outcomes }
+        })
+        .collect();
+    ledger.finalize(DOCUMENTS, &done).await.unwrap();
+    assert_eq!(database.count("select count(*) from documents").await, 0);
+    assert_eq!(database.count("select count(*) from tombstream.receipt").await, 1_000);
+    let said = "select count(*) from tombstream.receipt where targets @> \
+        '[{\"store\": \"search\", \"outcome\": {\"verdict\": \"waived\", \"said\": \"ann: the cluster is gone\"}}]'";
+    assert_eq!(database.count(said).await, 600);
     database.drop_database().await;
 }

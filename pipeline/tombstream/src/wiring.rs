@@ -238,6 +238,26 @@ pub(crate) fn ledger(config: &Config, pool: PgPool) -> PgLedger {
     PgLedger::new(pool, Arc::clone(&config.relations), ledger_config(config))
 }
 
+/// Notes the stores of this configuration in the ledger; says what stands against those that were there and
+/// are not any more.
+pub(crate) async fn former_stores(config: &Config, pool: &PgPool) -> anyhow::Result<Vec<String>> {
+    let names: Vec<Arc<str>> =
+        config.stores.iter().map(|store| store.name.as_str().into()).collect();
+    let former = postgres::note_stores(pool, &config.relations, &names).await;
+    let former = former.context("the stores of the ledger can't be looked at")?;
+    Ok(former
+        .into_iter()
+        .map(|it| {
+            format!(
+                "relation {}: store {} held copies of its rows and is no target any more, so they would stay \
+                 ({} open deletions owe it something): put it back, or say that nothing is there any more with \
+                 `tombstream stores waive {} --relation {} --reason …`",
+                it.relation, it.store, it.owed, it.store, it.relation
+            )
+        })
+        .collect())
+}
+
 /// The topics of all relations.
 pub(crate) fn topics(config: &Config) -> Vec<String> {
     config.relations.iter().flat_map(|relation| relation.topics.iter().cloned()).collect()

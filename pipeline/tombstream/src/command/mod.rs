@@ -13,6 +13,7 @@ mod receipts;
 mod resume;
 mod run;
 mod status;
+mod stores;
 mod token;
 
 use std::path::PathBuf;
@@ -64,6 +65,8 @@ enum Command {
     Receipts(receipts::Args),
     /// End a relation's pause, after its cause was mended.
     Resume(resume::Args),
+    /// Say that a store that was taken out of the configuration holds nothing any more.
+    Stores(stores::Args),
     /// Print a new random token for the api, and the line for its tokens_file.
     Token(token::Args),
 }
@@ -134,6 +137,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             receipts::receipts(args, || load(Needs::Database)).await?;
         }
         Command::Resume(args) => resume::resume(load(Needs::Database)?, args).await?,
+        Command::Stores(args) => stores::stores(load(Needs::Database)?, args).await?,
         Command::Token(args) => token::token(&args)?,
     }
     Ok(())

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tombstream_connectors::postgres::{self, Severity};
+use tombstream_connectors::postgres::{self, Finding, Severity};
 use tombstream_dataflow::Running;
 use tracing::{error, info, warn};
 
@@ -81,6 +81,9 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
                 warn!(relation = %relation.name, "{}", guard.text);
             }
         }
+    }
+    for former in wiring::former_stores(config, &pool).await? {
+        findings.push(Finding { severity: Severity::Error, text: former });
     }
     for finding in findings {
         match finding.severity {
