@@ -18,8 +18,8 @@ use tombstream_connectors::Secret;
 use tombstream_connectors::postgres::{self, PostgresSource, ReplicationConfig, Scope};
 use tombstream_dataflow::{Config, Pipeline};
 use tombstream_model::{
-    AddressTemplate, Flag, FlagKind, Generation, KeyColumn, KeyKind, OnHardDelete, Relation,
-    StoreId, TargetTemplate, Template,
+    AddressTemplate, Flag, FlagKind, KeyColumn, KeyKind, OnHardDelete, Relation, StoreId,
+    TargetTemplate, Template,
 };
 
 use crate::null::{NullLedger, store};
@@ -183,7 +183,7 @@ async fn tombstream(options: &Options, pool: &PgPool, url: &str, slot: &str) -> 
     let source = PostgresSource::new(config, pool.clone(), scope, |_| {})?;
     let ledger = Arc::new(NullLedger::default());
     let pipeline = Pipeline {
-        config: Config { workers: options.workers, generation: Generation(0), ..Config::default() },
+        config: Config { workers: options.workers, ..Config::default() },
         relations,
         ledger: Arc::clone(&ledger),
         stores: vec![store()],

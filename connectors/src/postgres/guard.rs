@@ -9,6 +9,7 @@ use sqlx::{AssertSqlSafe, Executor, PgPool};
 use tombstream_model::{FlagKind, Relation};
 
 use super::arrival::arrival_sql;
+use super::moved::moved_sql;
 use super::table::{Table, ident, literal};
 
 /// The SQLSTATE with which the guard refuses to touch a claimed row.
@@ -42,6 +43,7 @@ pub fn relation_sql(relation: &Relation, partitioned: bool) -> Vec<String> {
         statements.push(format!("alter table {table} enable always trigger {name}"));
     }
     statements.extend(arrival_sql(relation));
+    statements.extend(moved_sql(relation));
     statements.push(flag_index(relation, partitioned));
     statements
 }

@@ -24,9 +24,11 @@ mod generation;
 mod guard;
 mod ledger;
 mod migrate;
+mod moved;
 mod owe;
 mod pool;
 mod positions;
+mod rehydrate;
 mod removed;
 mod replication;
 mod resume;
@@ -39,11 +41,13 @@ mod table;
 pub use check::{Finding, Severity, check, check_ledger, guards, references};
 pub use correct::Resumed;
 pub use export::ReceiptExport;
+pub use generation::SeenServer;
 pub use guard::{InstallError, install_relation, relation_sql};
 pub use ledger::{LedgerConfig, LedgerStore, PgLedger};
 pub use migrate::{MigrateFailure, migrate};
 pub use pool::{connect, for_a_pooler};
 pub use positions::PgPositions;
+pub use rehydrate::{RehydrateError, publish_rehydrations};
 pub use replication::{
     Gap, GapReason, Makes, PostgresSource, PrimaryKeys, ReplicationConfig, ReplicationConfigError,
     Scope, check_capture, fix_capture, read_snapshot,

@@ -11,7 +11,9 @@ use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use tombstream_model::decode::{DecodeError, Decoded, Decoder, RowDecoder, Skipped};
 use tombstream_model::wal::WalRow;
-use tombstream_model::{Candidate, DeadLetter, Event, Generation, Ledger, Relation};
+use tombstream_model::{
+    Candidate, Cause, Change, DeadLetter, Event, Found as What, Key, Ledger, Relation,
+};
 
 use crate::bridge::{Call, Epoch};
 use crate::flow::LedgerParts;
@@ -19,13 +21,14 @@ use crate::health::Board;
 use crate::metric;
 use crate::plan::StageConfig;
 use crate::retry::insist;
+use crate::server::ServerClock;
 use crate::source::{Chunk, Raw};
 use crate::topic::Topics;
 
 /// What decoding needs beside the bytes.
 pub(crate) struct Decode {
     pub(crate) decoder: Decoder,
-    pub(crate) generation: Generation,
+    pub(crate) server: ServerClock,
     pub(crate) relations: Arc<[Relation]>,
     pub(crate) topics: Arc<Topics>,
     pub(crate) board: Arc<Board>,
@@ -54,7 +57,7 @@ impl Decode {
             Raw::Events(events) => {
                 for event in events {
                     self.begin(chunk.source, event.topic(), &mut run);
-                    let decoded = self.decoder.decode(&event, self.generation);
+                    let decoded = self.decoder.decode(&event, self.server.generation());
                     let failed = self.take(decoded, &mut run, found);
                     found.dead_letters.extend(failed.map(|error| letter(event, &error)));
                 }
@@ -95,16 +98,31 @@ impl Decode {
         }
     }
 
+    /// A place in the log that the server has not written yet is another server's, or forged: it orders
+    /// nothing (S4).
+    fn believed(&self, change: Change) -> Change {
+        let position =
+            change.position.filter(|position| self.server.may_have_written(position.lsn));
+        Change { position, ..change }
+    }
+
     fn candidate(&self, decoded: Decoded, counts: &mut SkippedCounts) -> Option<Candidate> {
         match decoded {
-            Decoded::Change(change) => change.into_candidate(),
-            Decoded::Truncate { relation, position } => {
-                let relation = self.relations.get(usize::from(relation.0))?;
+            Decoded::Change(change) => self.believed(change).into_candidate(),
+            Decoded::Truncate { relation: id, position } => {
+                let relation = self.relations.get(usize::from(id.0))?;
                 let lsn = position.map(|position| position.lsn.to_string());
                 counter!(metric::TRUNCATES, "relation" => relation.name.to_string()).increment(1);
                 tracing::error!(relation = &*relation.name, lsn, "relation truncated");
                 self.board.truncated(&relation.name);
-                None
+                Some(Candidate {
+                    relation: id,
+                    key: Key::from_postgres([]),
+                    position,
+                    cause: Cause::Event,
+                    found: What::Truncated,
+                    removed: None,
+                })
             }
             Decoded::Skipped(skipped) => {
                 counts.add(skipped);

@@ -122,7 +122,7 @@ async fn database(config: &Config, fix: bool, report: &mut Report) {
     }
     for relation in config.relations.iter() {
         let about = format!("relation {}", relation.name);
-        match postgres::check(&pool, relation).await {
+        match postgres::check(&pool, relation, &config.relations).await {
             Ok(findings) => report.add(&about, findings),
             Err(error) => report.error(&about, &format!("it can't be looked at: {error}")),
         }

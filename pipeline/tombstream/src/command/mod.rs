@@ -144,7 +144,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
 }
 
 /// An error with everything that led to it, each said once: many repeat their cause.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut said = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {

@@ -11,6 +11,7 @@ mod document;
 mod files;
 mod fluvio;
 mod pipeline;
+mod rehydrate;
 mod relation;
 mod rules;
 mod secret;
@@ -30,6 +31,7 @@ pub(crate) use database::DatabaseConfig;
 pub(crate) use document::{Place, Problem, Problems};
 pub(crate) use files::FilesSection;
 pub(crate) use pipeline::PipelineConfig;
+pub(crate) use rehydrate::RehydrateSection;
 pub(crate) use relation::RouteConfig;
 pub(crate) use secret::{Secret, SecretRef};
 pub(crate) use source::{KafkaSection, PostgresSection, Setting, SourceConfig};
@@ -54,6 +56,8 @@ pub(crate) struct Config {
     pub(crate) source: SourceConfig,
     /// None: nothing is captured to a broker.
     pub(crate) capture: Option<CaptureSection>,
+    /// None: rehydrate notices stay in the ledger.
+    pub(crate) rehydrate: Option<RehydrateSection>,
     /// In the order of their names; the index is the `StoreId`.
     pub(crate) stores: Vec<StoreConfig>,
     /// In the order of their names; the index is the `RelationId`.
@@ -128,6 +132,8 @@ impl Config {
             true => root.table("source", SourceConfig::read).flatten(),
             false => Some(SourceConfig::default()),
         };
+        let has_rehydrate = root.has("rehydrate");
+        let rehydrate = root.table("rehydrate", RehydrateSection::read).flatten();
         let has_capture = root.has("capture");
         let capture = root.table("capture", CaptureSection::read).flatten();
         let read = root.tables("store", StoreConfig::read);
@@ -166,6 +172,7 @@ impl Config {
         }
         let complete = models.len() == written
             && stores.len() == names.len()
+            && rehydrate.is_some() == has_rehydrate
             && capture.is_some() == has_capture;
         let (database, source) = (database?, source?);
         complete.then(|| Self {
@@ -175,6 +182,7 @@ impl Config {
             api,
             source,
             capture,
+            rehydrate,
             stores,
             relations: models.into(),
             routes,
