@@ -40,6 +40,7 @@ pub fn relation_sql(relation: &Relation, partitioned: bool) -> Vec<String> {
         ));
         statements.push(format!("alter table {table} enable always trigger {name}"));
     }
+    statements.extend(super::roles::last_guard_sql(relation));
     statements.push(flag_index(relation, partitioned));
     statements
 }
@@ -92,7 +93,7 @@ pub(super) fn guard_name(relation: &Relation) -> String {
 
 /// `prefix` and `name`, with a hash in place of what Postgres would cut off at 63 bytes: a cut name
 /// could meet another relation's.
-fn bounded(prefix: &str, name: &str) -> String {
+pub(super) fn bounded(prefix: &str, name: &str) -> String {
     let whole = format!("{prefix}{name}");
     if whole.len() <= 63 {
         return whole;
@@ -271,7 +272,7 @@ end
 }
 
 /// A dollar quote that `body` doesn't hold: names may hold anything.
-fn dollar_quote(body: &str) -> String {
+pub(super) fn dollar_quote(body: &str) -> String {
     (0..)
         .map(|n| format!("$guard{n}$"))
         .find(|quote| !body.contains(quote))

@@ -10,5 +10,6 @@ mod pooler;
 mod positions;
 mod race;
 mod replication;
+mod roles;
 mod support;
 mod sweep;
