@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use tombstream_model::{FlagKind, Relation};
+use tombstream_model::{FlagKind, KeyColumn, Relation};
 
 /// The statements of one relation.
 ///
@@ -85,18 +85,9 @@ pub(crate) fn quote_literal(text: &str) -> String {
 impl Sql {
     /// Makes the statements.
     pub(crate) fn new(relation: &Relation, columns: &[String]) -> Self {
-        let table = format!("{}.{}", quote_ident(&relation.schema), quote_ident(&relation.table));
-        let matches = (1..)
-            .zip(&relation.key)
-            .map(|(number, column)| {
-                let name = quote_ident(&column.name);
-                format!("r.{name} = ($1::text[])[{number}]::{}", column.kind.sql_type())
-            })
-            .collect::<Vec<_>>()
-            .join(" and ");
-        let key = array(
-            relation.key.iter().map(|column| format!("r.{}::text", quote_ident(&column.name))),
-        );
+        let shared = Table::new(relation);
+        let matches = shared.matches("$1::text[]");
+        let Table { name: table, key, column, is_set, is_unset, set, unset, value, .. } = shared;
         let columns: Vec<_> =
             columns.iter().map(|column| format!("r.{}", quote_ident(column))).collect();
         let row = format!(
@@ -104,9 +95,6 @@ impl Sql {
             array(columns.iter().map(|column| format!("to_json({column})::text"))),
             array(columns.iter().map(|column| format!("pg_typeof({column})::text"))),
         );
-        let flag = FlagSql::new(relation);
-        let FlagSql { column, is_set, is_unset, set, unset, value } = &flag;
-
         let read = format!("select {row}\nfrom {table} as r\nwhere {matches} and {is_unset}");
 
         // Invariant (S2): no 202 without a flag that is committed. A row that is alive in this
@@ -209,50 +197,91 @@ select key, row_values, row_types, $1::text is null as nothing from made"
     }
 }
 
-/// The flag in SQL.
-struct FlagSql {
-    column: String,
-    is_set: String,
-    is_unset: String,
-    set: String,
-    unset: &'static str,
-    /// Its value as text: ISO with an offset, or `true`.
-    value: String,
+/// A relation in SQL: what every statement over its rows is made of. `r` is the table's alias.
+pub(crate) struct Table<'a> {
+    relation: &'a Relation,
+    /// The table, quoted.
+    pub(crate) name: String,
+    /// A row's key as the ledger keeps it.
+    pub(crate) key: String,
+    /// The columns of the key, for `order by`.
+    pub(crate) key_list: String,
+    /// The flag's column, quoted and bare, as `set` takes it.
+    pub(crate) column: String,
+    pub(crate) is_set: String,
+    pub(crate) is_unset: String,
+    /// The value of a flag that is set now.
+    pub(crate) set: String,
+    /// The value of a flag that is not set.
+    pub(crate) unset: &'static str,
+    /// The flag's value as text: ISO with an offset, or `true`.
+    pub(crate) value: String,
+    /// The flag's value as a point in time on Postgres's clock; null where it tells none.
+    pub(crate) at: String,
 }
 
-impl FlagSql {
-    fn new(relation: &Relation) -> Self {
+impl<'a> Table<'a> {
+    pub(crate) fn new(relation: &'a Relation) -> Self {
         let column = quote_ident(&relation.flag.column);
+        let keys = || relation.key.iter().map(|column| format!("r.{}", quote_ident(&column.name)));
         // Not now(): a flip may have waited for a lock, and a value from before the wait looks
         // back-dated.
         let now = "clock_timestamp()";
-        let (is_set, is_unset, set, unset, value) = match &relation.flag.kind {
+        let of_time = (format!("r.{column} is not null"), format!("r.{column} is null"));
+        let ((is_set, is_unset), set, unset, value, at) = match &relation.flag.kind {
             FlagKind::TimestampTz => (
-                format!("r.{column} is not null"),
-                format!("r.{column} is null"),
+                of_time,
                 now.to_owned(),
                 "null",
                 format!("to_json(r.{column}) #>> '{{}}'"),
+                format!("r.{column}"),
             ),
             FlagKind::Timestamp { zone } => {
                 let zone = quote_literal(zone);
                 (
-                    format!("r.{column} is not null"),
-                    format!("r.{column} is null"),
+                    of_time,
                     format!("{now} at time zone {zone}"),
                     "null",
                     format!("to_json(r.{column} at time zone {zone}) #>> '{{}}'"),
+                    // A zone's offset leads out of range at the ends of time, and one such row would fail
+                    // the statement.
+                    format!(
+                        "(case when r.{column} >= '290000-01-01'::timestamp then 'infinity'::timestamptz \
+                         when r.{column} < '4000-01-01 BC'::timestamp then '-infinity'::timestamptz \
+                         else r.{column} at time zone {zone} end)"
+                    ),
                 )
             }
             FlagKind::Boolean => (
-                format!("r.{column} is true"),
-                format!("r.{column} is not true"),
+                (format!("r.{column} is true"), format!("r.{column} is not true")),
                 "true".to_owned(),
                 "false",
                 format!("r.{column}::text"),
+                "null::timestamptz".to_owned(),
             ),
         };
-        Self { column, is_set, is_unset, set, unset, value }
+        Self {
+            relation,
+            name: format!("{}.{}", quote_ident(&relation.schema), quote_ident(&relation.table)),
+            key: array(keys().map(|column| format!("{column}::text"))),
+            key_list: keys().collect::<Vec<_>>().join(", "),
+            column,
+            is_set,
+            is_unset,
+            set,
+            unset,
+            value,
+            at,
+        }
+    }
+
+    /// `r."id" = (array)[1]::uuid and …`, where `array` is a key as the ledger keeps it.
+    pub(crate) fn matches(&self, array: &str) -> String {
+        let equal = |(number, column): (usize, &KeyColumn)| {
+            let name = quote_ident(&column.name);
+            format!("r.{name} = ({array})[{number}]::{}", column.kind.sql_type())
+        };
+        (1..).zip(&self.relation.key).map(equal).collect::<Vec<_>>().join(" and ")
     }
 }
 

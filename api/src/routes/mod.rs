@@ -2,6 +2,7 @@
 
 mod deletions;
 mod health;
+mod holds;
 mod rows;
 
 use std::sync::Arc;
@@ -62,7 +63,10 @@ pub(crate) fn row_path(api: &ApiRelation) -> String {
 }
 
 fn relation_routes((served, row_path): (Arc<Served>, String)) -> Router {
-    rows::routes(&served, &row_path).merge(deletions::routes(&row_path, &served)).with_state(served)
+    rows::routes(&served, &row_path)
+        .merge(deletions::routes(&row_path, &served))
+        .merge(holds::routes(&row_path))
+        .with_state(served)
 }
 
 impl Served {

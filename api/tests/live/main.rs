@@ -5,6 +5,7 @@
 mod access;
 mod deletions;
 mod harness;
+mod holds;
 mod problems;
 mod restore;
 mod rows;
