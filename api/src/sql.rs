@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::orders::explain;
 use tombstream_model::{FlagKind, KeyColumn, Relation};
 
 /// The statements of one relation.
@@ -33,14 +34,21 @@ struct CreateSql {
     row: String,
 }
 
-/// `$1` key, `$2` relation. Cancels what the restored row's deletion was, before its claim.
+/// `$1` key, `$2` relation. Cancels what the restored row's deletion was, before its claim, and asks for what was
+/// hidden to be filled again.
 ///
 /// The guard trigger has done so already where it is installed.
 pub(crate) const CANCEL: &str = "\
-update tombstream.deletion
-set state = 'cancelled', closed_at = clock_timestamp()
-where relation = $2 and key = $1 and claimed_at is null
-    and state in ('pending', 'hidden', 'parked')";
+with cancelled as (
+    update tombstream.deletion
+    set state = 'cancelled', closed_at = clock_timestamp()
+    where relation = $2 and key = $1 and claimed_at is null
+        and state in ('pending', 'hidden', 'parked')
+    returning id, relation, key, targets, hidden_at, lease_until, lease_token
+)
+insert into tombstream.rehydrate (deletion_id, relation, key, targets, ready_at, lease_token)
+select id, relation, key, targets, greatest(lease_until, clock_timestamp()), lease_token
+from cancelled where hidden_at is not null";
 
 /// `$1` key, `$2` relation. Whether the newest deletion of a key without a row was claimed.
 pub(crate) const GONE: &str = "\
@@ -65,7 +73,7 @@ select coalesce(has_table_privilege(to_regclass('tombstream.deletion')::oid, 'se
     and coalesce(has_table_privilege(to_regclass('tombstream.flip')::oid, 'insert'), false) as ready";
 
 /// The states in which a deletion of a key without a row is still true.
-const TRUE_WITHOUT_ROW: &str = "'pending', 'hidden', 'claimed', 'parked', 'finalized'";
+pub(crate) const TRUE_WITHOUT_ROW: &str = "'pending', 'hidden', 'claimed', 'parked', 'finalized'";
 
 /// A name as Postgres takes it whatever it holds.
 pub(crate) fn quote_ident(name: &str) -> String {
@@ -86,6 +94,8 @@ impl Sql {
     /// Makes the statements.
     pub(crate) fn new(relation: &Relation, columns: &[String]) -> Self {
         let shared = Table::new(relation);
+        let told = explain::selected(relation);
+        let at = explain::bounded_at(&shared);
         let matches = shared.matches("$1::text[]");
         let Table { name: table, key, column, is_set, is_unset, set, unset, value, .. } = shared;
         let columns: Vec<_> =
@@ -147,10 +157,11 @@ from (values (1)) as one left join revived on true"
             "select r.flagged, r.flag as row_flag,
     d.id, d.key, d.state, d.flag, d.first_seen, d.claimed_at, d.closed_at, d.due_at, d.attempts, d.reason,
     d.flip_lsn::text as flip_lsn, d.targets::text as targets,
-    e.finalized_at, e.transaction_id::text as transaction_id, e.row_gone, e.targets::text as evidence
+    e.finalized_at, e.transaction_id::text as transaction_id, e.row_gone, e.targets::text as evidence,
+    {told}
 from (values (1)) as one
 left join (
-    select {is_set} as flagged, {value} as flag from {table} as r where {matches}
+    select {is_set} as flagged, {value} as flag, {at} as at from {table} as r where {matches}
 ) as r on true
 left join (
     select * from tombstream.deletion as d

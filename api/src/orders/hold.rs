@@ -11,7 +11,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, FromRow, PgConnection, PgPool, Row as _};
 use tombstream_model::{Key, Relation};
 
-use super::{OrderError, begin, check_text, columns, note, query, shown};
+use super::{OrderError, begin, check_text, columns, end, note, query, shown};
 use crate::sql;
 
 /// A hold that is to be set.
@@ -67,7 +67,7 @@ struct Open {
     removed: bool,
 }
 
-const HOLD: &str = "id, case_name, actor, set_at, until, released_at, released_by, \
+const HOLD: &str = "id, case_name, actor, set_at, nullif(until, 'infinity') as until, released_at, released_by, \
                     released_at is null and (until is null or until > clock_timestamp()) as active";
 
 /// Holds the row of `key`: alive, flagged, or gone with an open deletion.
@@ -79,15 +79,25 @@ pub async fn set(
 ) -> Result<HoldSet, OrderError> {
     check_text("the case", new.case)?;
     check_text("the actor", new.actor)?;
-    let table = sql::Table::new(relation);
     let mut transaction = begin(pool).await?;
+    let held = insert(&mut transaction, relation, key, new).await;
+    end(transaction, held).await
+}
+
+async fn insert(
+    connection: &mut PgConnection,
+    relation: &Relation,
+    key: &Key,
+    new: NewHold<'_>,
+) -> Result<HoldSet, OrderError> {
+    let table = sql::Table::new(relation);
     let lock = format!(
         "select {is_set} as flagged from {name} as r where {matches} for no key update of r",
         is_set = table.is_set,
         name = table.name,
         matches = table.matches("$1::text[]"),
     );
-    let row = query(AssertSqlSafe(lock)).bind(columns(key)).fetch_optional(&mut *transaction);
+    let row = query(AssertSqlSafe(lock)).bind(columns(key)).fetch_optional(&mut *connection);
     let row = row.await?;
     if row.is_none() {
         // A claim of a row that is gone has no row to lock: it takes this lock alone.
@@ -95,9 +105,9 @@ pub async fn set(
                           pg_catalog.hashtext('tombstream.' || $2), \
                           (pg_catalog.hashtextextended(($1::text[])::text, 0) & 1023)::integer)";
         let bucket = query(bucket).bind(columns(key)).bind(&*relation.name);
-        bucket.execute(&mut *transaction).await?;
+        bucket.execute(&mut *connection).await?;
     }
-    let open = open_deletion(&mut transaction, relation, key).await?;
+    let open = open_deletion(&mut *connection, relation, key).await?;
     if row.is_none() && open.is_none() {
         let missing = "there is no row with this key, and no open deletion of one";
         return Err(OrderError::Missing(missing.into()));
@@ -108,7 +118,7 @@ pub async fn set(
     );
     let inserted = query(AssertSqlSafe(insert)).bind(&*relation.name).bind(columns(key));
     let inserted = inserted.bind(new.case).bind(new.actor).bind(new.until);
-    let hold = Hold::from_row(&inserted.fetch_one(&mut *transaction).await?)?;
+    let hold = Hold::from_row(&inserted.fetch_one(&mut *connection).await?)?;
     if !hold.active {
         return Err(OrderError::Wrong(
             "the hold would end before it begins: `until` is over".into(),
@@ -117,8 +127,7 @@ pub async fn set(
     let detail = json!({"hold": hold.id, "case": new.case, "until": new.until});
     let deletion = open.as_ref().map(|open| open.id);
     let order = (new.actor, "hold");
-    note(&mut transaction, order, &relation.name, (Some(key), deletion), detail).await?;
-    transaction.commit().await?;
+    note(&mut *connection, order, &relation.name, (Some(key), deletion), detail).await?;
     let claimed = open.as_ref().is_some_and(|open| open.claimed);
     Ok(HoldSet { hold, claimed, says: says(open.as_ref()).to_owned() })
 }

@@ -9,7 +9,12 @@
 //! `tombstream.operator_order` in each of its transactions. No statement here is prepared for a session: people
 //! order seldom, and a pooler may stand between.
 
+pub mod breaker;
+pub mod bulk;
+pub mod explain;
 pub mod hold;
+pub mod parked;
+pub mod rehydrate;
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -58,6 +63,26 @@ pub fn key<'a>(
 /// Decisions are made on fresh snapshots, whatever the role's default is.
 async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
     pool.begin_with("begin isolation level read committed").await
+}
+
+/// Ends a transaction as its work ended. A dropped one is rolled back some time later, and its locks would turn
+/// away who comes next.
+async fn end<T, E: From<sqlx::Error>>(
+    transaction: Transaction<'_, Postgres>,
+    worked: Result<T, E>,
+) -> Result<T, E> {
+    match worked {
+        Ok(done) => {
+            transaction.commit().await?;
+            Ok(done)
+        }
+        Err(error) => {
+            if let Err(lost) = transaction.rollback().await {
+                tracing::debug!(error = %lost, "not rolled back: the connection is gone");
+            }
+            Err(error)
+        }
+    }
 }
 
 fn query<'q>(sql: impl SqlSafeStr) -> Query<'q, Postgres, PgArguments> {

@@ -9,6 +9,7 @@ use axum::routing::{delete, get};
 use axum::{Extension, Json, Router};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use sqlx::PgPool;
 use tombstream_model::Key;
 
 use super::Served;
@@ -47,14 +48,9 @@ async fn set(
     let expected = "{\"case\": text, \"until\": an RFC 3339 time or null}";
     let wanted: Wanted = served.json(request, expected).await?;
     let new = NewHold { case: &wanted.case, until: wanted.until, actor: &actor.0 };
-    let mut attempts = Attempts::once();
-    let set = loop {
-        let pool = served.db.pool(&attempts).await?;
-        match hold::set(pool, &served.relation, &key, new).await.map_err(ApiError::from) {
-            Err(error) if attempts.again(&error).await => {}
-            result => break result?,
-        }
-    };
+    let (relation, key) = (&served.relation, &key);
+    let order = |pool: PgPool| async move { hold::set(&pool, relation, key, new).await };
+    let set = served.ordered(Attempts::once(), order).await?;
     Ok((StatusCode::CREATED, Json(set)).into_response())
 }
 
@@ -63,14 +59,9 @@ async fn list(
     segments: Segments,
 ) -> Result<Json<Listed>, ApiError> {
     let key = Key::from_postgres(key_of(&served, segments)?);
-    let mut attempts = Attempts::repeatable();
-    loop {
-        let pool = served.db.pool(&attempts).await?;
-        match hold::list(pool, &served.relation, &key).await.map_err(ApiError::from) {
-            Err(error) if attempts.again(&error).await => {}
-            result => return Ok(Json(Listed { holds: result? })),
-        }
-    }
+    let (relation, key) = (&served.relation, &key);
+    let order = |pool: PgPool| async move { hold::list(&pool, relation, key).await };
+    Ok(Json(Listed { holds: served.ordered(Attempts::repeatable(), order).await? }))
 }
 
 async fn release(
@@ -79,15 +70,9 @@ async fn release(
     segments: Segments,
 ) -> Result<Json<Hold>, ApiError> {
     let (key, id) = key_and_number(&served, segments)?;
-    let mut attempts = Attempts::once();
-    loop {
-        let pool = served.db.pool(&attempts).await?;
-        let released = hold::release(pool, &served.relation, &key, id, &actor.0).await;
-        match released.map_err(ApiError::from) {
-            Err(error) if attempts.again(&error).await => {}
-            result => return Ok(Json(result?)),
-        }
-    }
+    let (relation, key, actor) = (&served.relation, &key, &*actor.0);
+    let order = |pool: PgPool| async move { hold::release(&pool, relation, key, id, actor).await };
+    Ok(Json(served.ordered(Attempts::once(), order).await?))
 }
 
 /// The key, and the number that is the last segment.

@@ -6,6 +6,7 @@ mod access;
 mod deletions;
 mod harness;
 mod holds;
+mod orders;
 mod problems;
 mod restore;
 mod rows;
