@@ -4,6 +4,7 @@
 
 mod access;
 mod deletions;
+mod explain;
 mod harness;
 mod holds;
 mod orders;

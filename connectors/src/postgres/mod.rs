@@ -53,8 +53,8 @@ pub use replication::{
     Scope, check_capture, fix_capture, read_snapshot,
 };
 pub use status::{
-    DeadLetterRow, OwedStore, PausedRelation, RelationStatus, Status, dead_letter, dead_letters,
-    status,
+    DeadLetterRow, OwedStore, PausedRelation, RelationStatus, Status, WaitingRelation, dead_letter,
+    dead_letters, status, waiting,
 };
 pub use stores::{FormerStore, Waived, note_stores, waive_store};
 pub use sweep::{Sweep, SweepBell, SweepConfig};
