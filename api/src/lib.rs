@@ -25,6 +25,7 @@ mod edge;
 mod error;
 mod key;
 mod openapi;
+pub mod orders;
 mod routes;
 mod row;
 mod server;

@@ -14,6 +14,8 @@ use crate::wiring::{self, Watched};
 
 /// How often the server is asked which life of it this is.
 const LOOK: Duration = Duration::from_secs(10);
+/// How often what waits is counted: some partial indexes are read, and alarms look every minute or so.
+const COUNT: Duration = Duration::from_secs(30);
 /// How often notices are looked for.
 const TELL: Duration = Duration::from_secs(1);
 /// The longest wait after notices could not be told.
@@ -28,6 +30,8 @@ impl Upkeep {
     pub(crate) fn start(config: &Config, pool: PgPool, watched: Watched) -> anyhow::Result<Self> {
         let mut tasks = JoinSet::new();
         tasks.spawn(watch(watched));
+        let names = config.relations.iter().map(|relation| relation.name.to_string()).collect();
+        tasks.spawn(count(pool.clone(), names));
         if let Some(section) = &config.rehydrate {
             let publisher = wiring::rehydrate_publisher(&section.settings)?;
             tasks.spawn(tell(pool, publisher, section.topic.clone()));
@@ -54,6 +58,32 @@ async fn watch(watched: Watched) {
             // The stages say so, too.
             Err(failed) => info!(error = %failed, "the server's generation can't be asked"),
         }
+    }
+}
+
+/// Gauges of what waits in the ledger. Every process shows the same.
+async fn count(pool: PgPool, relations: Vec<String>) {
+    loop {
+        match postgres::waiting(&pool).await {
+            Ok(waiting) => {
+                for name in &relations {
+                    let of = waiting.iter().find(|waiting| waiting.relation == *name);
+                    let of = of.cloned().unwrap_or_default();
+                    for (gauge, value) in [
+                        ("tombstream_breaker_tripped", i64::from(of.tripped_at.is_some())),
+                        ("tombstream_kept_back", of.kept_back),
+                        ("tombstream_holds_active", of.holds),
+                        ("tombstream_parked", of.parked),
+                        ("tombstream_hidden", of.hidden),
+                        ("tombstream_rehydrations_open", of.rehydrations),
+                    ] {
+                        metrics::gauge!(gauge, "relation" => name.clone()).set(value as f64);
+                    }
+                }
+            }
+            Err(failed) => info!(error = %failed, "what waits can't be counted"),
+        }
+        tokio::time::sleep(COUNT).await;
     }
 }
 
