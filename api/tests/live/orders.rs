@@ -276,35 +276,51 @@ async fn a_reject_that_was_cut_is_ended_by_another() {
     assert_eq!(count(&app, "documents where deleted_at is not null").await, 0);
 }
 
-/// A claim of what another operator approved has the row, and commits before the next reject.
+/// A claim of what another operator approved has the row: it is not waited for.
 #[tokio::test]
-async fn what_is_approved_meanwhile_is_not_rejected() {
+async fn a_row_that_a_claim_holds_is_left_to_it() {
     let app = app(None).await;
     kept_back(&app, 1).await;
     let mut other = PgConnection::connect_with(&app.db.options).await.unwrap();
-    let mut row = other.begin().await.unwrap();
-    sqlx::raw_sql("select from documents for no key update").execute(&mut *row).await.unwrap();
-    let relation = relation();
+    let mut claim = other.begin().await.unwrap();
+    let lock = "select from documents for no key update";
+    sqlx::raw_sql(lock).execute(&mut *claim).await.unwrap();
     let go = |_: &breaker::Decided| ControlFlow::Continue(());
     let skipped =
-        breaker::reject(&app.db.pool, &relation, Chosen::default(), "me", go).await.unwrap();
-    assert_eq!(
-        (skipped.decided, skipped.cancelled, skipped.waiting),
-        (0, 0, 1),
-        "a claim has the row: not waited for"
-    );
-    sqlx::raw_sql(
-        "update tombstream.deletion set approved_at = now(), state = 'claimed', claimed_at = now(),
-        targets = '[]', lease_token = 1",
-    )
-    .execute(&mut *row)
-    .await
-    .unwrap();
-    row.commit().await.unwrap();
+        breaker::reject(&app.db.pool, &relation(), Chosen::default(), "me", go).await.unwrap();
+    assert_eq!((skipped.decided, skipped.cancelled, skipped.waiting), (0, 0, 1));
+    claim.rollback().await.unwrap();
     let after =
-        breaker::reject(&app.db.pool, &relation, Chosen::default(), "me", go).await.unwrap();
-    assert_eq!((after.decided, after.refused, after.reset), (0, 0, true));
-    assert_eq!(count(&app, "documents where deleted_at is not null").await, 1);
+        breaker::reject(&app.db.pool, &relation(), Chosen::default(), "me", go).await.unwrap();
+    assert_eq!((after.decided, after.reset), (1, true));
+}
+
+/// After the reject has read which rows it is about, another operator approves one, and it is claimed.
+#[tokio::test]
+async fn what_is_approved_meanwhile_is_not_rejected() {
+    let app = app(None).await;
+    kept_back(&app, 2).await;
+    // The first attempt waits at row 1 and fails; row 2 is then tried alone, from the same page.
+    app.db.run("create function stop() returns trigger language plpgsql as $$ begin
+            if old.id = id(1) then perform pg_advisory_xact_lock(7); raise exception 'not this one'; end if;
+            return new; end $$;
+        create trigger stop before update on documents for each row execute function stop()").await;
+    let mut other = PgConnection::connect_with(&app.db.options).await.unwrap();
+    sqlx::raw_sql("select pg_advisory_lock(7)").execute(&mut other).await.unwrap();
+    let pool = app.db.pool.clone();
+    let reject = tokio::spawn(async move {
+        let go = |_: &breaker::Decided| ControlFlow::Continue(());
+        breaker::reject(&pool, &relation(), Chosen::default(), "me", go).await.unwrap()
+    });
+    app.db.somebody_waits().await;
+    let claim =
+        "update tombstream.deletion set approved_at = now(), state = 'claimed', claimed_at = now(),
+        targets = '[]', lease_token = 1 where id = 2";
+    sqlx::raw_sql(claim).execute(&mut other).await.unwrap();
+    sqlx::raw_sql("select pg_advisory_unlock(7)").execute(&mut other).await.unwrap();
+    let rejected = reject.await.unwrap();
+    assert_eq!((rejected.decided, rejected.refused, rejected.waiting), (0, 1, 1));
+    assert_eq!(count(&app, "documents where deleted_at is not null").await, 2);
 }
 
 fn keys(ids: impl Iterator<Item = i64>) -> String {
