@@ -20,6 +20,7 @@ mod finalize;
 mod generation;
 mod guard;
 mod ledger;
+mod letters;
 mod migrate;
 mod owe;
 mod pool;
@@ -31,6 +32,7 @@ mod statement;
 mod status;
 mod sweep;
 mod table;
+mod tidy;
 mod version;
 
 pub use check::{Finding, Severity, check, check_ledger, guards, references};
@@ -38,6 +40,7 @@ pub use correct::Resumed;
 pub use export::ReceiptExport;
 pub use guard::{InstallError, install_relation, relation_sql};
 pub use ledger::{LedgerConfig, LedgerStore, PgLedger};
+pub use letters::{Letters, Redrive, Redriven, order_redrive};
 pub use migrate::{MigrateFailure, migrate};
 pub use pool::{connect, for_a_pooler};
 pub use positions::PgPositions;
@@ -53,4 +56,5 @@ pub use status::{
     status,
 };
 pub use sweep::{Sweep, SweepBell, SweepConfig};
+pub use tidy::{Retention, Tidied, tidy};
 pub use version::{LedgerVersion, check_version};

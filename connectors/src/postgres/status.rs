@@ -13,7 +13,7 @@ pub struct Status {
     pub owed: Vec<OwedStore>,
     /// Relations of which nothing is claimed or finalized.
     pub paused: Vec<PausedRelation>,
-    /// How many messages could not be decoded.
+    /// How many messages could not be decoded and are not resolved.
     pub dead_letters: i64,
 }
 
@@ -77,6 +77,27 @@ pub struct DeadLetterRow {
     pub value: Option<Vec<u8>>,
     /// When it was kept.
     pub buried_at: chrono::DateTime<chrono::Utc>,
+    /// The topic that it was written to, where that is not where it stood.
+    pub written_to: Option<String>,
+    /// `message`, or `row`: of Postgres's own log.
+    pub form: String,
+    /// `whole`, `cut` or `redacted`.
+    pub kept: String,
+    /// How many bytes key and value had.
+    pub bytes: i64,
+    /// The SHA-256 of what is not kept whole.
+    #[serde(serialize_with = "digits")]
+    pub sha256: Option<Vec<u8>>,
+    /// How often it was found undecodable.
+    pub attempts: i32,
+    /// When it was ordered to be driven again.
+    pub redrive_at: Option<chrono::DateTime<chrono::Utc>>,
+    /// When it was decoded after all.
+    pub resolved_at: Option<chrono::DateTime<chrono::Utc>>,
+}
+
+fn digits<S: serde::Serializer>(bytes: &Option<Vec<u8>>, to: S) -> Result<S::Ok, S::Error> {
+    bytes.as_ref().map(hex::encode).serialize(to)
 }
 
 /// Where everything stands.
@@ -85,7 +106,7 @@ pub async fn status(pool: &PgPool) -> Result<Status, sqlx::Error> {
     let relations = sqlx::query_as(
         "select relation, state, count(*) as deletions, \
              extract(epoch from now() - min(first_seen))::float8 as oldest_seconds \
-         from tombstream.deletion group by relation, state order by relation, state",
+         from tombstream.deletion_all group by relation, state order by relation, state",
     )
     .persistent(false)
     .fetch_all(&mut *snapshot)
@@ -105,10 +126,11 @@ pub async fn status(pool: &PgPool) -> Result<Status, sqlx::Error> {
         .persistent(false)
         .fetch_all(&mut *snapshot)
         .await?;
-    let dead_letters = sqlx::query_scalar("select count(*) from tombstream.dead_letter")
-        .persistent(false)
-        .fetch_one(&mut *snapshot)
-        .await?;
+    let dead_letters =
+        sqlx::query_scalar("select count(*) from tombstream.dead_letter where resolved_at is null")
+            .persistent(false)
+            .fetch_one(&mut *snapshot)
+            .await?;
     snapshot.rollback().await?;
     Ok(Status { relations, owed, paused, dead_letters })
 }

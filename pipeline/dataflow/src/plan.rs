@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tombstream_model::{Generation, Ledger, Relation, StoreId};
+use tombstream_model::{Generation, Ledger, LetterLimits, Relation, StoreId};
 
 use crate::port::{ErasedSink, ErasedSource};
 
@@ -53,6 +53,8 @@ pub struct Config {
     pub owe: StageConfig,
     /// Dead letters.
     pub bury: StageConfig,
+    /// How much of them is kept.
+    pub letters: LetterLimits,
     /// The first and the longest wait of a source that failed.
     pub source_retry_wait_min: Duration,
     /// See `source_retry_wait_min`.
@@ -169,6 +171,7 @@ impl Default for Config {
             finalize: StageConfig::ledger(),
             owe: StageConfig::ledger(),
             bury: StageConfig { items_max: 100, in_flight_max: 1, ..StageConfig::ledger() },
+            letters: LetterLimits::default(),
             source_retry_wait_min: Duration::from_millis(200),
             source_retry_wait_max: Duration::from_secs(10),
             commit_timeout: Duration::from_secs(10),

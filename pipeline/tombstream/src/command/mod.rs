@@ -8,6 +8,7 @@ mod check;
 mod dead_letters;
 #[cfg(feature = "demo")]
 mod demo;
+mod ledger;
 mod migrate;
 mod receipts;
 mod resume;
@@ -58,10 +59,12 @@ enum Command {
     Check(check::Args),
     /// Say where everything stands: deletions, what is owed, pauses, dead letters.
     Status(status::Args),
-    /// Look at messages that could not be decoded.
+    /// Look at messages that could not be decoded, and drive them again.
     DeadLetters(dead_letters::Args),
     /// Print the receipts, or check printed ones without any server.
     Receipts(receipts::Args),
+    /// Move closed deletions to the archive now; `run` does so every hour.
+    Ledger(ledger::Args),
     /// End a relation's pause, after its cause was mended.
     Resume(resume::Args),
     /// Print a new random token for the api, and the line for its tokens_file.
@@ -133,6 +136,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Receipts(args) => {
             receipts::receipts(args, || load(Needs::Database)).await?;
         }
+        Command::Ledger(args) => ledger::ledger(load(Needs::Database)?, args).await?,
         Command::Resume(args) => resume::resume(load(Needs::Database)?, args).await?,
         Command::Token(args) => token::token(&args)?,
     }

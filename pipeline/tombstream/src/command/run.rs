@@ -71,6 +71,11 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
     let pool = wiring::connect(&config.database, "tombstream").await?;
     let mut findings =
         postgres::check_ledger(&pool).await.context("the ledger can't be looked at")?;
+    // A ledger of another version is told of its version alone.
+    if findings.iter().all(|finding| finding.severity != Severity::Error) {
+        let rights = postgres::check_rights(&pool, &config.relations).await;
+        findings.extend(rights.context("the login's rights can't be looked at")?);
+    }
     for relation in config.relations.iter() {
         // Not left to `check --live` alone: a removed row would touch living children (S3).
         let references = postgres::references(&pool, relation).await;
@@ -89,6 +94,7 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
             Severity::Error => bail!("{}", finding.text),
         }
     }
+    tokio::spawn(super::ledger::tidy_hourly(pool.clone(), config.ledger.retention));
     let pipeline = wiring::pipeline(config, pool).await?;
     Ok(pipeline.start(tokio::runtime::Handle::current())?)
 }
