@@ -53,7 +53,7 @@ from cancelled where hidden_at is not null";
 /// `$1` key, `$2` relation. Whether the newest deletion of a key without a row was claimed.
 pub(crate) const GONE: &str = "\
 select claimed_at is not null and state in ('claimed', 'parked', 'finalized') as claimed
-from tombstream.deletion
+from tombstream.deletion_all
 where relation = $2 and key = $1
 order by id desc
 limit 1";
@@ -61,7 +61,7 @@ limit 1";
 /// `$1` relation, `$2` state or null, `$3` id or null, `$4` limit.
 pub(crate) const LIST: &str = "\
 select id, key, state, flag, first_seen, claimed_at, closed_at, due_at, attempts, reason
-from tombstream.deletion
+from tombstream.deletion_all
 where relation = $1 and ($2::text is null or state = $2) and ($3::bigint is null or id < $3)
 order by id desc
 limit $4";
@@ -124,7 +124,7 @@ select case
     when exists (select from {table} as r where {matches} and {is_set}) then 'was_flagged'
     when exists (select from {table} as r where {matches}) then 'contended'
     when (
-        select d.state from tombstream.deletion as d
+        select d.state from tombstream.deletion_all as d
         where d.relation = $2 and d.key = $1 order by d.id desc limit 1
     ) in ({TRUE_WITHOUT_ROW}) then 'gone'
     else 'missing'
@@ -164,7 +164,7 @@ left join (
     select {is_set} as flagged, {value} as flag, {at} as at from {table} as r where {matches}
 ) as r on true
 left join (
-    select * from tombstream.deletion as d
+    select * from tombstream.deletion_all as d
     where d.relation = $2 and d.key = $1 order by d.id desc limit 1
 ) as d on true
 left join tombstream.receipt as e on e.deletion_id = d.id"
