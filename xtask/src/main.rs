@@ -2,6 +2,7 @@
 
 mod check;
 mod e2e;
+mod guards;
 mod services;
 mod shell;
 mod suite;
@@ -25,6 +26,8 @@ enum Command {
     /// The main job from the flag to the receipt: real servers, separate processes, counted by
     /// listing the stores
     E2e(e2e::Options),
+    /// Takes each guard of the contract out, one at a time, and sees whether its test fails
+    Guards(guards::Options),
     /// The real servers that tests and development run against
     Services(services::cli::Options),
 }
@@ -36,6 +39,7 @@ async fn main() -> ExitCode {
         Command::Check => check::run().await,
         Command::Test(options) => suite::run(options).await,
         Command::E2e(options) => e2e::run(options).await,
+        Command::Guards(options) => guards::run(options).await,
         Command::Services(options) => services::cli::run(options).await,
     };
     match done {

@@ -77,11 +77,12 @@ pub async fn check_ledger(pool: &PgPool) -> Result<Vec<Finding>, sqlx::Error> {
              and a restart; until then only the sweep finds flags"
         )));
     }
-    let there: bool = sqlx::query_scalar("select to_regclass('tombstream.migration') is not null")
-        .persistent(false)
-        .fetch_one(&mut *connection)
-        .await?;
-    let applied: Vec<i64> = if there {
+    let readable = super::version::is_readable(&mut connection).await?;
+    if readable == Some(false) {
+        findings.push(Finding::error(super::version::UNREADABLE));
+        return Ok(findings);
+    }
+    let applied: Vec<i64> = if readable.is_some() {
         sqlx::query_scalar(
             "select version from tombstream.migration where success order by version",
         )

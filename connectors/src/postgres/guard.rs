@@ -44,6 +44,7 @@ pub fn relation_sql(relation: &Relation, partitioned: bool) -> Vec<String> {
     }
     statements.extend(arrival_sql(relation));
     statements.extend(moved_sql(relation));
+    statements.extend(super::roles::last_guard_sql(relation));
     statements.push(flag_index(relation, partitioned));
     statements
 }
@@ -298,7 +299,7 @@ const CANCEL: &str = "with cancelled as (
             from cancelled where restored and hidden_at is not null;";
 
 /// A dollar quote that `body` doesn't hold: names may hold anything.
-fn dollar_quote(body: &str) -> String {
+pub(super) fn dollar_quote(body: &str) -> String {
     (0..)
         .map(|n| format!("$guard{n}$"))
         .find(|quote| !body.contains(quote))

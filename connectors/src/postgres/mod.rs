@@ -32,11 +32,13 @@ mod rehydrate;
 mod removed;
 mod replication;
 mod resume;
+mod roles;
 mod statement;
 mod status;
 mod stores;
 mod sweep;
 mod table;
+mod version;
 
 pub use check::{Finding, Severity, check, check_ledger, guards, references};
 pub use correct::Resumed;
@@ -52,9 +54,13 @@ pub use replication::{
     Gap, GapReason, Makes, PostgresSource, PrimaryKeys, ReplicationConfig, ReplicationConfigError,
     Scope, check_capture, fix_capture, read_snapshot,
 };
+pub use roles::{
+    API_ROLE, ApiRights, PIPELINE_ROLE, check_rights, relation_role_sql, role_sql, run_role_sql,
+};
 pub use status::{
     DeadLetterRow, OwedStore, PausedRelation, RelationStatus, Status, WaitingRelation, dead_letter,
     dead_letters, status, waiting,
 };
 pub use stores::{FormerStore, Waived, note_stores, waive_store};
 pub use sweep::{Sweep, SweepBell, SweepConfig};
+pub use version::{LedgerVersion, check_version};

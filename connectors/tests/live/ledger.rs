@@ -10,6 +10,7 @@ mod pooler;
 mod positions;
 mod race;
 mod replication;
+mod roles;
 mod support;
 mod sweep;
 mod waiting;
