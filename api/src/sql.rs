@@ -169,7 +169,7 @@ left join (
     select {is_set} as flagged, {value} as flag, {at} as at from {table} as r where {matches}
 ) as r on true
 left join (
-    select * from tombstream.deletion as d
+    select * from tombstream.deletion_all as d
     where d.relation = $2 and d.key = $1 order by d.id desc limit 1
 ) as d on true
 left join tombstream.receipt as e on e.deletion_id = d.id"
