@@ -34,8 +34,8 @@ struct CreateSql {
     row: String,
 }
 
-/// `$1` key, `$2` relation. Cancels what the restored row's deletion was, before its claim, and asks for what was
-/// hidden to be filled again.
+/// `$1` key, `$2` relation. Cancels what the restored row's deletion was, before its claim; gives those of which
+/// copies were hidden.
 ///
 /// The guard trigger has done so already where it is installed.
 pub(crate) const CANCEL: &str = "\
@@ -44,11 +44,16 @@ with cancelled as (
     set state = 'cancelled', closed_at = clock_timestamp()
     where relation = $2 and key = $1 and claimed_at is null
         and state in ('pending', 'hidden', 'parked')
-    returning id, relation, key, targets, hidden_at, lease_until, lease_token
+    returning id, hidden_at
 )
+select id from cancelled where hidden_at is not null";
+
+/// `$1` cancelled deletions of which copies were hidden. A statement of its own: it needs a right that who has the
+/// guard can do without.
+pub(crate) const REHYDRATE: &str = "\
 insert into tombstream.rehydrate (deletion_id, relation, key, targets, ready_at, lease_token)
 select id, relation, key, targets, greatest(lease_until, clock_timestamp()), lease_token
-from cancelled where hidden_at is not null";
+from tombstream.deletion where id = any($1)";
 
 /// `$1` key, `$2` relation. Whether the newest deletion of a key without a row was claimed.
 pub(crate) const GONE: &str = "\

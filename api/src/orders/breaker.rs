@@ -340,17 +340,20 @@ impl<'a> Rejected<'a> {
                          case when d.removed is not null then '; the row was removed by another hand: its copies are left' \
                              else '; no flagged row was there to be restored' end) \
                  from gone where d.id = gone.id \
-                 returning d.id, d.relation, d.key, d.targets, d.hidden_at, d.lease_until, d.lease_token, d.removed \
-             ), asked as ( \
-                 insert into tombstream.rehydrate (deletion_id, relation, key, targets, ready_at, lease_token) \
-                 select id, relation, key, targets, greatest(lease_until, clock_timestamp()), lease_token \
-                 from cancelled where hidden_at is not null and removed is null \
+                 returning d.id, d.hidden_at is not null and d.removed is null as is_hidden \
              ) \
-             select count(*) from cancelled"
+             select id, is_hidden from cancelled"
         );
-        let row =
-            query(AssertSqlSafe(sql)).bind(ids).bind(self.actor).fetch_one(connection).await?;
-        Ok(row.try_get::<i64, _>(0)?.unsigned_abs())
+        let rows = query(AssertSqlSafe(sql)).bind(ids).bind(self.actor);
+        let rows = rows.fetch_all(&mut *connection).await?;
+        let mut hidden = Vec::new();
+        for row in &rows {
+            if row.try_get("is_hidden")? {
+                hidden.push(row.try_get("id")?);
+            }
+        }
+        bulk::rehydrate(connection, hidden).await?;
+        Ok(rows.len() as u64)
     }
 }
 

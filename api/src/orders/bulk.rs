@@ -236,14 +236,24 @@ pub(super) async fn cancel(
              update tombstream.deletion d set state = 'cancelled', closed_at = clock_timestamp() from k \
              where d.relation = $2 and d.key = k.key and d.claimed_at is null \
                  and d.state in ('pending', 'hidden', 'parked') \
-             returning d.id, d.relation, d.key, d.targets, d.hidden_at, d.lease_until, d.lease_token \
+             returning d.id, d.hidden_at \
          ) \
-         insert into tombstream.rehydrate (deletion_id, relation, key, targets, ready_at, lease_token) \
-         select id, relation, key, targets, greatest(lease_until, clock_timestamp()), lease_token \
-         from cancelled where hidden_at is not null"
+         select id from cancelled where hidden_at is not null"
     );
     let keys = texts(keys.iter().map(|key| key.iter().map(String::as_str).collect()));
-    query(AssertSqlSafe(sql)).bind(keys).bind(&*relation.name).execute(connection).await?;
+    let rows = query(AssertSqlSafe(sql)).bind(keys).bind(&*relation.name);
+    let rows = rows.fetch_all(&mut *connection).await?;
+    rehydrate(connection, rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?).await
+}
+
+/// Asks for the hidden copies of cancelled deletions.
+pub(super) async fn rehydrate(
+    connection: &mut PgConnection,
+    hidden: Vec<i64>,
+) -> Result<(), sqlx::Error> {
+    if !hidden.is_empty() {
+        query(sql::REHYDRATE).bind(hidden).execute(connection).await?;
+    }
     Ok(())
 }
 

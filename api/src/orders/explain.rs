@@ -150,7 +150,7 @@ pub(crate) fn selected(relation: &Relation) -> String {
         "select t.id, t.state, t.first_seen, t.hidden_at, t.kept_back_at, t.approved_at, t.claimed_at, t.closed_at, \
              t.lease_owner, t.lease_until, t.due_at, t.reason, t.removed is not null as removed, \
              case when t.closed_at is null then t.targets end as targets \
-         from tombstream.deletion as t {newest}"
+         from tombstream.deletion_all as t {newest}"
     ));
     let flips = list(format!("select t.at, t.action, t.actor from tombstream.flip as t {newest}"));
     let orders = list(format!(
@@ -164,7 +164,7 @@ pub(crate) fn selected(relation: &Relation) -> String {
     );
     let rehydrations = list(format!(
         "select h.id, h.restored_at, h.ready_at from ( \
-             select t.id from tombstream.deletion as t {newest} limit {EVENTS_MAX}) as t \
+             select t.id from tombstream.deletion_all as t {newest} limit {EVENTS_MAX}) as t \
          join tombstream.rehydrate as h on h.deletion_id = t.id where h.done_at is null order by h.id desc"
     ));
     let table = Table::new(relation);

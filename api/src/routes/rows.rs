@@ -197,7 +197,12 @@ impl Served {
         }
 
         let query = self.db.fixed(sql::CANCEL).bind(key).bind(relation);
-        query.execute(&mut *transaction).await?;
+        let hidden = query.fetch_all(&mut *transaction).await?;
+        let hidden = hidden.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>()?;
+        if !hidden.is_empty() {
+            let query = self.db.fixed(sql::REHYDRATE).bind(hidden);
+            query.execute(&mut *transaction).await?;
+        }
         transaction.commit().await?;
         if flagged {
             self.count("restore");
