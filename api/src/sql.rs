@@ -58,7 +58,7 @@ from tombstream.deletion where id = any($1)";
 /// `$1` key, `$2` relation. Whether the newest deletion of a key without a row was claimed.
 pub(crate) const GONE: &str = "\
 select claimed_at is not null and state in ('claimed', 'parked', 'finalized') as claimed
-from tombstream.deletion
+from tombstream.deletion_all
 where relation = $2 and key = $1
 order by id desc
 limit 1";
@@ -66,7 +66,7 @@ limit 1";
 /// `$1` relation, `$2` state or null, `$3` id or null, `$4` limit.
 pub(crate) const LIST: &str = "\
 select id, key, state, flag, first_seen, claimed_at, closed_at, due_at, attempts, reason
-from tombstream.deletion
+from tombstream.deletion_all
 where relation = $1 and ($2::text is null or state = $2) and ($3::bigint is null or id < $3)
 order by id desc
 limit $4";
@@ -129,7 +129,7 @@ select case
     when exists (select from {table} as r where {matches} and {is_set}) then 'was_flagged'
     when exists (select from {table} as r where {matches}) then 'contended'
     when (
-        select d.state from tombstream.deletion as d
+        select d.state from tombstream.deletion_all as d
         where d.relation = $2 and d.key = $1 order by d.id desc limit 1
     ) in ({TRUE_WITHOUT_ROW}) then 'gone'
     else 'missing'

@@ -47,7 +47,7 @@ const fn grant(table: &'static str, pipeline: &'static str, api: &'static str) -
 
 /// Everything in the ledger, by name: what is new has to be judged
 /// (`every_table_of_the_ledger_is_judged`).
-const LEDGER: [Grant; 18] = [
+const LEDGER: [Grant; 22] = [
     grant("migration", "select", "select"),
     grant(
         "deletion",
@@ -74,6 +74,10 @@ const LEDGER: [Grant; 18] = [
     ),
     grant("breaker_spent", "select, insert, update, delete", "select, delete"),
     grant("operator_order", "select, insert", "select, insert"),
+    grant("store", "select, insert, update", ""),
+    grant("former_address", "select, delete", ""),
+    grant("moved_key", "select", ""),
+    grant("truncation", "select, insert", ""),
     grant("lease_token", "usage", ""),
 ];
 

@@ -15,7 +15,7 @@ pub struct Status {
     pub paused: Vec<PausedRelation>,
     /// What waits, beside what time brings: relations of which something does.
     pub waiting: Vec<WaitingRelation>,
-    /// How many messages could not be decoded.
+    /// How many messages could not be decoded and are not resolved.
     pub dead_letters: i64,
 }
 
@@ -100,6 +100,27 @@ pub struct DeadLetterRow {
     pub value: Option<Vec<u8>>,
     /// When it was kept.
     pub buried_at: chrono::DateTime<chrono::Utc>,
+    /// The topic that it was written to, where that is not where it stood.
+    pub written_to: Option<String>,
+    /// `message`, or `row`: of Postgres's own log.
+    pub form: String,
+    /// `whole`, `cut` or `redacted`.
+    pub kept: String,
+    /// How many bytes key and value had.
+    pub bytes: i64,
+    /// The SHA-256 of what is not kept whole.
+    #[serde(serialize_with = "digits")]
+    pub sha256: Option<Vec<u8>>,
+    /// How often it was found undecodable.
+    pub attempts: i32,
+    /// When it was ordered to be driven again.
+    pub redrive_at: Option<chrono::DateTime<chrono::Utc>>,
+    /// When it was decoded after all.
+    pub resolved_at: Option<chrono::DateTime<chrono::Utc>>,
+}
+
+fn digits<S: serde::Serializer>(bytes: &Option<Vec<u8>>, to: S) -> Result<S::Ok, S::Error> {
+    bytes.as_ref().map(hex::encode).serialize(to)
 }
 
 /// Each count is of a partial index's predicate, so that closed deletions cost nothing.
@@ -143,7 +164,7 @@ pub async fn status(pool: &PgPool) -> Result<Status, sqlx::Error> {
     let relations = sqlx::query_as(
         "select relation, state, count(*) as deletions, \
              extract(epoch from now() - min(first_seen))::float8 as oldest_seconds \
-         from tombstream.deletion group by relation, state order by relation, state",
+         from tombstream.deletion_all group by relation, state order by relation, state",
     )
     .persistent(false)
     .fetch_all(&mut *snapshot)
@@ -164,10 +185,11 @@ pub async fn status(pool: &PgPool) -> Result<Status, sqlx::Error> {
         .fetch_all(&mut *snapshot)
         .await?;
     let waiting = sqlx::query_as(WAITING).persistent(false).fetch_all(&mut *snapshot).await?;
-    let dead_letters = sqlx::query_scalar("select count(*) from tombstream.dead_letter")
-        .persistent(false)
-        .fetch_one(&mut *snapshot)
-        .await?;
+    let dead_letters =
+        sqlx::query_scalar("select count(*) from tombstream.dead_letter where resolved_at is null")
+            .persistent(false)
+            .fetch_one(&mut *snapshot)
+            .await?;
     snapshot.rollback().await?;
     Ok(Status { relations, owed, paused, waiting, dead_letters })
 }

@@ -10,7 +10,8 @@ use tombstream_connectors::postgres::{
     install_relation, migrate, references, status,
 };
 use tombstream_model::{
-    DeadLetter, Ending, Found, Key, Ledger, Origin, Outcome, Records, Source, Verdict,
+    DeadLetter, Ending, Event, Found, Key, Ledger, LetterForm, LetterLimits, Origin, Outcome,
+    Records, Source, Verdict,
 };
 
 use super::support::{DOCUMENTS, Database, all, candidates, documents};
@@ -147,7 +148,9 @@ async fn what_is_rare_works_behind_a_pooler() {
 
     // Dead letters.
     let origin = Origin { topic: "t".into(), partition: 0, offset: 7 };
-    let letter = DeadLetter { origin, reason: "no JSON".into(), key: None, value: None };
+    let event = Event { origin, topic: None, key: None, value: None };
+    let limits = LetterLimits::default();
+    let letter = DeadLetter::new(event, LetterForm::Message, "no JSON".into(), limits);
     ledger.bury(&[letter]).await.unwrap();
     let listed = dead_letters(&pool, 0, 10).await.unwrap();
     assert_eq!(dead_letter(&pool, listed[0].id).await.unwrap().unwrap().offset, 7);

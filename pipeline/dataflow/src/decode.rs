@@ -12,7 +12,8 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use tombstream_model::decode::{DecodeError, Decoded, Decoder, RowDecoder, Skipped};
 use tombstream_model::wal::WalRow;
 use tombstream_model::{
-    Candidate, Cause, Change, DeadLetter, Event, Found as What, Key, Ledger, Relation,
+    Candidate, Cause, Change, DeadLetter, Event, Found as What, Key, Ledger, LetterForm,
+    LetterLimits, Relation,
 };
 
 use crate::bridge::{Call, Epoch};
@@ -32,6 +33,7 @@ pub(crate) struct Decode {
     pub(crate) relations: Arc<[Relation]>,
     pub(crate) topics: Arc<Topics>,
     pub(crate) board: Arc<Board>,
+    pub(crate) letters: LetterLimits,
 }
 
 /// What a chunk gave.
@@ -59,19 +61,59 @@ impl Decode {
                     self.begin(chunk.source, event.topic(), &mut run);
                     let decoded = self.decoder.decode(&event, self.server.generation());
                     let failed = self.take(decoded, &mut run, found);
-                    found.dead_letters.extend(failed.map(|error| letter(event, &error)));
+                    found.dead_letters.extend(failed.map(|error| self.letter(event, &error)));
                 }
             }
             Raw::Rows(all) => {
                 for row in all {
                     self.begin(chunk.source, &row.origin.topic, &mut run);
                     let failed = self.take(rows.decode(&row), &mut run, found);
-                    found.dead_letters.extend(failed.map(|error| row_letter(row, &error)));
+                    found.dead_letters.extend(failed.map(|error| self.row_letter(row, &error)));
+                }
+            }
+            Raw::Redriven(events) => {
+                for event in events {
+                    self.redrive(event, found);
                 }
             }
         }
         self.note(chunk.source, &mut run);
         found.skipped.count();
+    }
+
+    /// Decodes a dead letter again. It counts neither for nor against its topic as that is now, and its
+    /// position, which is as old as itself, overrides nothing: the claim looks at the row.
+    fn redrive(&self, event: Event, found: &mut Found) {
+        let decoded = self.decoder.decode(&event, self.server.generation());
+        let result = if decoded.is_ok() { "decoded" } else { "undecodable" };
+        counter!(metric::REDRIVEN, "topic" => event.topic().to_string(), "result" => result)
+            .increment(1);
+        match decoded {
+            Ok(decoded) => {
+                let candidate = self.candidate(decoded, &mut found.skipped);
+                found
+                    .candidates
+                    .extend(candidate.map(|candidate| Candidate { position: None, ..candidate }));
+            }
+            Err(error) => found.dead_letters.push(DeadLetter::new(
+                event,
+                LetterForm::Message,
+                error.to_string(),
+                self.letters,
+            )),
+        }
+    }
+
+    fn letter(&self, event: Event, error: &DecodeError) -> DeadLetter {
+        counter!(metric::DEAD_LETTERS, "topic" => event.topic().to_string()).increment(1);
+        DeadLetter::new(event, LetterForm::Message, error.to_string(), self.letters)
+    }
+
+    /// A row of the log has its key inside the message.
+    fn row_letter(&self, row: WalRow, error: &DecodeError) -> DeadLetter {
+        counter!(metric::DEAD_LETTERS, "topic" => row.origin.topic.to_string()).increment(1);
+        let event = Event { origin: row.origin, topic: None, key: None, value: Some(row.message) };
+        DeadLetter::new(event, LetterForm::Row, error.to_string(), self.letters)
     }
 
     /// Ends the run of another topic.
@@ -139,18 +181,6 @@ impl Decode {
             run.decodable.clear();
         }
     }
-}
-
-fn letter(event: Event, error: &DecodeError) -> DeadLetter {
-    counter!(metric::DEAD_LETTERS, "topic" => event.topic().to_string()).increment(1);
-    let Event { origin, key, value, .. } = event;
-    DeadLetter { origin, reason: error.to_string(), key, value }
-}
-
-/// A row of the log has its key inside the message.
-fn row_letter(row: WalRow, error: &DecodeError) -> DeadLetter {
-    let value = Some(row.message);
-    letter(Event { origin: row.origin, topic: None, key: None, value }, error)
 }
 
 /// Irrelevant messages of a chunk by kind: most of a real topic, so they are counted once a chunk.

@@ -36,6 +36,7 @@ impl<L: Ledger> Flow<L> {
             relations: Arc::clone(&self.relations),
             topics: Arc::clone(&self.topics),
             board: Arc::clone(&self.board),
+            letters: self.config.letters,
         }
     }
 

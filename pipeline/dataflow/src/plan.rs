@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tombstream_model::{Ledger, Relation, StoreId};
+use tombstream_model::{Ledger, LetterLimits, Relation, StoreId};
 
 use crate::port::{ErasedSink, ErasedSource};
 use crate::server::ServerClock;
@@ -54,6 +54,8 @@ pub struct Config {
     pub owe: StageConfig,
     /// Dead letters.
     pub bury: StageConfig,
+    /// How much of them is kept.
+    pub letters: LetterLimits,
     /// The first and the longest wait of a source that failed.
     pub source_retry_wait_min: Duration,
     /// See `source_retry_wait_min`.
@@ -170,6 +172,7 @@ impl Default for Config {
             finalize: StageConfig::ledger(),
             owe: StageConfig::ledger(),
             bury: StageConfig { items_max: 100, in_flight_max: 1, ..StageConfig::ledger() },
+            letters: LetterLimits::default(),
             source_retry_wait_min: Duration::from_millis(200),
             source_retry_wait_max: Duration::from_secs(10),
             commit_timeout: Duration::from_secs(10),

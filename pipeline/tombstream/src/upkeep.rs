@@ -1,4 +1,5 @@
-//! What is looked after beside the dataflow: the server's generation, and notices to be published. Nothing of it
+//! What is looked after beside the dataflow: the server's generation, closed deletions, notices to be
+//! published. Nothing of it
 //! holds up a deletion.
 
 use std::time::Duration;
@@ -9,6 +10,7 @@ use tombstream_connectors::postgres::{self, RehydrateError};
 use tombstream_model::{Disposition, Publisher};
 use tracing::{error, info, warn};
 
+use crate::command::ledger;
 use crate::config::Config;
 use crate::wiring::{self, Watched};
 
@@ -30,6 +32,7 @@ impl Upkeep {
     pub(crate) fn start(config: &Config, pool: PgPool, watched: Watched) -> anyhow::Result<Self> {
         let mut tasks = JoinSet::new();
         tasks.spawn(watch(watched));
+        tasks.spawn(ledger::tidy_hourly(pool.clone(), config.ledger.retention));
         let names = config.relations.iter().map(|relation| relation.name.to_string()).collect();
         tasks.spawn(count(pool.clone(), names));
         if let Some(section) = &config.rehydrate {

@@ -14,8 +14,8 @@ use tombstream_connectors::files::{self, FilesConfig, FilesSource};
 use tombstream_connectors::kafka::{self, KafkaConfig, KafkaPublisher, KafkaSource};
 use tombstream_connectors::object_store::{ObjectStoreConfig, ObjectStoreSink};
 use tombstream_connectors::postgres::{
-    self, LedgerConfig, LedgerStore, PgLedger, PgPositions, PostgresSource, ReplicationConfig,
-    Scope, Sweep, SweepBell, SweepConfig,
+    self, LedgerConfig, LedgerStore, Letters, PgLedger, PgPositions, PostgresSource,
+    ReplicationConfig, Scope, Sweep, SweepBell, SweepConfig,
 };
 use tombstream_connectors::s3::{self, S3Config, S3Sink};
 #[cfg(feature = "embedded")]
@@ -54,6 +54,14 @@ pub(crate) async fn connect(database: &DatabaseConfig, who: &str) -> anyhow::Res
     postgres::connect(url.expose(), pool_max, database.prepared_statements, who)
         .await
         .with_context(|| unreached(url.expose()))
+}
+
+/// The same, of a ledger that this binary knows: a newer one may mean by its rows what this one does not
+/// know.
+pub(crate) async fn connect_ledger(database: &DatabaseConfig, who: &str) -> anyhow::Result<PgPool> {
+    let pool = connect(database, who).await?;
+    postgres::check_version(&pool).await?;
+    Ok(pool)
 }
 
 /// What to do about a database that can't be reached, and where it was looked for.
@@ -105,7 +113,14 @@ pub(crate) async fn pipeline(
     let sweep = Sweep::new(pool.clone(), Arc::clone(&relations), sweep);
     let bell = sweep.bell();
     let watch_bell = sweep.bell();
-    let mut sources: Vec<Box<dyn ErasedSource>> = vec![Box::new(sweep)];
+    let letters = Letters::new(
+        pool.clone(),
+        topics(config),
+        config.source.files.is_some(),
+        config.source.sweep.interval,
+        config.database.prepared_statements,
+    );
+    let mut sources: Vec<Box<dyn ErasedSource>> = vec![Box::new(sweep), Box::new(letters)];
     if let Some(section) = &config.source.kafka {
         let bell = bell.clone();
         let on_gap = move |gap: &kafka::Gap| {
@@ -328,6 +343,7 @@ fn limits(config: &Config) -> tombstream_dataflow::Config {
         finalize: stage.clone(),
         owe: stage,
         bury: small,
+        letters: config.dead_letters.limits,
         ..tombstream_dataflow::Config::default()
     }
 }

@@ -12,6 +12,7 @@ mod dead_letters;
 mod demo;
 mod explain;
 mod hold;
+pub(crate) mod ledger;
 mod migrate;
 mod parked;
 mod receipts;
@@ -75,10 +76,12 @@ enum Command {
     Breaker(breaker::Args),
     /// Restored rows whose hidden copies are to be made again.
     Rehydrations(rehydrations::Args),
-    /// Look at messages that could not be decoded.
+    /// Look at messages that could not be decoded, and drive them again.
     DeadLetters(dead_letters::Args),
     /// Print the receipts, or check printed ones without any server.
     Receipts(receipts::Args),
+    /// Move closed deletions to the archive now; `run` does so every hour.
+    Ledger(ledger::Args),
     /// End a relation's pause, after its cause was mended.
     Resume(resume::Args),
     /// Say that a store that was taken out of the configuration holds nothing any more.
@@ -159,6 +162,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Receipts(args) => {
             receipts::receipts(args, || load(Needs::Database)).await?;
         }
+        Command::Ledger(args) => ledger::ledger(load(Needs::Database)?, args).await?,
         Command::Resume(args) => resume::resume(load(Needs::Database)?, args).await?,
         Command::Stores(args) => stores::stores(load(Needs::Database)?, args).await?,
         Command::Token(args) => token::token(&args)?,

@@ -16,7 +16,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn status(config: Config, args: Args) -> anyhow::Result<()> {
-    let pool = wiring::connect(&config.database, "tombstream-status").await?;
+    let pool = wiring::connect_ledger(&config.database, "tombstream-status").await?;
     let status = postgres::status(&pool)
         .await
         .context("the ledger can't be read; is it migrated (`tombstream migrate`)?")?;

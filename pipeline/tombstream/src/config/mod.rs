@@ -10,6 +10,7 @@ mod database;
 mod document;
 mod files;
 mod fluvio;
+mod ledger;
 mod pipeline;
 mod rehydrate;
 mod relation;
@@ -30,6 +31,7 @@ pub(crate) use capture::{Broker, CaptureSection};
 pub(crate) use database::DatabaseConfig;
 pub(crate) use document::{Place, Problem, Problems};
 pub(crate) use files::FilesSection;
+pub(crate) use ledger::{DeadLettersSection, LedgerSection};
 pub(crate) use pipeline::PipelineConfig;
 pub(crate) use rehydrate::RehydrateSection;
 pub(crate) use relation::RouteConfig;
@@ -52,6 +54,8 @@ pub(crate) struct Config {
     pub(crate) file: String,
     pub(crate) database: DatabaseConfig,
     pub(crate) pipeline: PipelineConfig,
+    pub(crate) ledger: LedgerSection,
+    pub(crate) dead_letters: DeadLettersSection,
     pub(crate) api: ApiSection,
     pub(crate) source: SourceConfig,
     /// None: nothing is captured to a broker.
@@ -126,6 +130,10 @@ impl Config {
         let database = root.table("database", DatabaseConfig::read).flatten();
         let pipeline = root.table("pipeline", PipelineConfig::read);
         let pipeline = pipeline.unwrap_or_else(|| root.absent(PipelineConfig::read));
+        let ledger = root.table("ledger", LedgerSection::read);
+        let ledger = ledger.unwrap_or_else(|| root.absent(LedgerSection::read));
+        let dead_letters = root.table("dead_letters", DeadLettersSection::read);
+        let dead_letters = dead_letters.unwrap_or_else(|| root.absent(DeadLettersSection::read));
         let api = root.table("api", ApiSection::read);
         let api = api.unwrap_or_else(|| root.absent(ApiSection::read));
         let source = match root.has("source") {
@@ -179,6 +187,8 @@ impl Config {
             file: String::new(),
             database,
             pipeline,
+            ledger,
+            dead_letters,
             api,
             source,
             capture,
