@@ -199,3 +199,22 @@ create table tombstream.store (
     primary key (relation, store),
     check ((waived_at is null) = (waived_by is null) and (waived_at is null) = (waived_reason is null))
 );
+
+-- Where copies of a row were: its templates' columns before they were changed. Written by a trigger, read by the
+-- claim, forgotten when the row is gone.
+create table tombstream.former_address (
+    relation text not null,
+    key text[] not null,
+    -- {"column": text or null}, of all that the templates name.
+    columns jsonb not null,
+    at timestamptz not null default now(),
+    primary key (relation, key, columns)
+);
+
+-- Truncations that paused their relation: the same one told again does not do so twice.
+create table tombstream.truncation (
+    relation text not null,
+    lsn pg_lsn not null,
+    at timestamptz not null default now(),
+    primary key (relation, lsn)
+);

@@ -122,6 +122,13 @@ impl Db {
         }
     }
 
+    /// The pool, for a function that makes its own transactions: after a look whether a connection is to be
+    /// had, and is whole where `attempts` are careful.
+    pub(crate) async fn pool(&self, attempts: &Attempts) -> Result<&PgPool, sqlx::Error> {
+        drop(self.acquire(attempts).await?);
+        Ok(&self.pool)
+    }
+
     /// Runs one statement that gives at most one row.
     ///
     /// It is one round trip, and its own transaction. Where statements can't stay prepared it is

@@ -9,6 +9,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::orders::OrderError;
+
 /// The media type of a problem document.
 pub(crate) const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 
@@ -48,6 +50,8 @@ pub(crate) enum ApiError {
     Claimed,
     #[error("refused by the database: {0}")]
     Conflict(&'static str),
+    #[error(transparent)]
+    Order(OrderError),
     #[error("no answer in time")]
     Timeout,
     #[error("not ready: {0}")]
@@ -140,6 +144,15 @@ impl From<sqlx::Error> for ApiError {
     }
 }
 
+impl From<OrderError> for ApiError {
+    fn from(error: OrderError) -> Self {
+        match error {
+            OrderError::Database(error) => error.into(),
+            error => Self::Order(error),
+        }
+    }
+}
+
 impl ApiError {
     /// Whether the same again may succeed.
     pub(crate) fn fault(&self) -> Option<Fault> {
@@ -199,6 +212,16 @@ impl ApiError {
                 Some("the deletion is claimed: copies are being destroyed, or are already".into()),
             ),
             Self::Conflict(detail) => (409, "conflict", "Conflict", Some((*detail).into())),
+            Self::Order(error) => {
+                let (status, slug, title) = match error {
+                    OrderError::Missing(_) => (404, "not-found", "Not found"),
+                    OrderError::Refused(_) => (409, "conflict", "Conflict"),
+                    OrderError::Wrong(_) => (422, "bad-values", "Bad values"),
+                    OrderError::Breaker(_) => (409, "breaker", "The relation's breaker stops this"),
+                    OrderError::Database(error) => return Self::database(Fault::of(error)),
+                };
+                (status, slug, title, Some(error.to_string().into()))
+            }
             Self::Timeout => (
                 504,
                 "timeout",

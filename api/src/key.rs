@@ -6,6 +6,10 @@ use tombstream_model::{Key, KeyKind, Relation};
 
 use crate::error::ApiError;
 
+/// Second segments that are routes of a relation itself, and what clients take away. A row whose key begins with
+/// one of them is reached by encoding a letter: `/documents/%64eletions`.
+const OURS: [&str; 7] = ["deletions", "parked", "breaker", "bulk", "rehydrations", ".", ".."];
+
 /// The segment names of `relation`'s key in a route: the columns', where a route can spell them.
 pub(crate) fn segment_names(relation: &Relation) -> Vec<String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
@@ -31,7 +35,8 @@ pub(crate) fn parse(
     parse_texts(relation, segments.iter().map(|(_, text)| text).collect())
 }
 
-fn parse_texts(relation: &Relation, texts: Vec<&str>) -> Result<Vec<String>, ApiError> {
+/// The canonical key of texts, or which column is wrong.
+pub(crate) fn parse_texts(relation: &Relation, texts: Vec<&str>) -> Result<Vec<String>, ApiError> {
     match Key::new(relation.key_kinds(), texts.iter().copied()) {
         Ok(key) => Ok(key.columns().map(String::from).collect()),
         Err(error) => {
@@ -71,7 +76,7 @@ pub(crate) fn json(relation: &Relation, key: &[String]) -> Value {
 /// Encodes everything that is not unreserved. A text that is a segment of ours, or that clients
 /// take away (`.`), is encoded where it needs not be, so that it reaches the row.
 fn push_segment(path: &mut String, text: &str) {
-    let ours = matches!(text, "deletions" | "." | "..");
+    let ours = OURS.contains(&text);
     for (index, byte) in text.bytes().enumerate() {
         let unreserved = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
         if unreserved && !(ours && index == 0) {

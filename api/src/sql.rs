@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use tombstream_model::{FlagKind, Relation};
+use crate::orders::explain;
+use tombstream_model::{FlagKind, KeyColumn, Relation};
 
 /// The statements of one relation.
 ///
@@ -33,19 +34,31 @@ struct CreateSql {
     row: String,
 }
 
-/// `$1` key, `$2` relation. Cancels what the restored row's deletion was, before its claim.
+/// `$1` key, `$2` relation. Cancels what the restored row's deletion was, before its claim; gives those of which
+/// copies were hidden.
 ///
 /// The guard trigger has done so already where it is installed.
 pub(crate) const CANCEL: &str = "\
-update tombstream.deletion
-set state = 'cancelled', closed_at = clock_timestamp()
-where relation = $2 and key = $1 and claimed_at is null
-    and state in ('pending', 'hidden', 'parked')";
+with cancelled as (
+    update tombstream.deletion
+    set state = 'cancelled', closed_at = clock_timestamp()
+    where relation = $2 and key = $1 and claimed_at is null
+        and state in ('pending', 'hidden', 'parked')
+    returning id, hidden_at
+)
+select id from cancelled where hidden_at is not null";
+
+/// `$1` cancelled deletions of which copies were hidden. A statement of its own: it needs a right that who has the
+/// guard can do without.
+pub(crate) const REHYDRATE: &str = "\
+insert into tombstream.rehydrate (deletion_id, relation, key, targets, ready_at, lease_token)
+select id, relation, key, targets, greatest(lease_until, clock_timestamp()), lease_token
+from tombstream.deletion where id = any($1)";
 
 /// `$1` key, `$2` relation. Whether the newest deletion of a key without a row was claimed.
 pub(crate) const GONE: &str = "\
 select claimed_at is not null and state in ('claimed', 'parked', 'finalized') as claimed
-from tombstream.deletion
+from tombstream.deletion_all
 where relation = $2 and key = $1
 order by id desc
 limit 1";
@@ -53,7 +66,7 @@ limit 1";
 /// `$1` relation, `$2` state or null, `$3` id or null, `$4` limit.
 pub(crate) const LIST: &str = "\
 select id, key, state, flag, first_seen, claimed_at, closed_at, due_at, attempts, reason
-from tombstream.deletion
+from tombstream.deletion_all
 where relation = $1 and ($2::text is null or state = $2) and ($3::bigint is null or id < $3)
 order by id desc
 limit $4";
@@ -65,7 +78,7 @@ select coalesce(has_table_privilege(to_regclass('tombstream.deletion')::oid, 'se
     and coalesce(has_table_privilege(to_regclass('tombstream.flip')::oid, 'insert'), false) as ready";
 
 /// The states in which a deletion of a key without a row is still true.
-const TRUE_WITHOUT_ROW: &str = "'pending', 'hidden', 'claimed', 'parked', 'finalized'";
+pub(crate) const TRUE_WITHOUT_ROW: &str = "'pending', 'hidden', 'claimed', 'parked', 'finalized'";
 
 /// A name as Postgres takes it whatever it holds.
 pub(crate) fn quote_ident(name: &str) -> String {
@@ -85,18 +98,11 @@ pub(crate) fn quote_literal(text: &str) -> String {
 impl Sql {
     /// Makes the statements.
     pub(crate) fn new(relation: &Relation, columns: &[String]) -> Self {
-        let table = format!("{}.{}", quote_ident(&relation.schema), quote_ident(&relation.table));
-        let matches = (1..)
-            .zip(&relation.key)
-            .map(|(number, column)| {
-                let name = quote_ident(&column.name);
-                format!("r.{name} = ($1::text[])[{number}]::{}", column.kind.sql_type())
-            })
-            .collect::<Vec<_>>()
-            .join(" and ");
-        let key = array(
-            relation.key.iter().map(|column| format!("r.{}::text", quote_ident(&column.name))),
-        );
+        let shared = Table::new(relation);
+        let told = explain::selected(relation);
+        let at = explain::bounded_at(&shared);
+        let matches = shared.matches("$1::text[]");
+        let Table { name: table, key, column, is_set, is_unset, set, unset, value, .. } = shared;
         let columns: Vec<_> =
             columns.iter().map(|column| format!("r.{}", quote_ident(column))).collect();
         let row = format!(
@@ -104,9 +110,6 @@ impl Sql {
             array(columns.iter().map(|column| format!("to_json({column})::text"))),
             array(columns.iter().map(|column| format!("pg_typeof({column})::text"))),
         );
-        let flag = FlagSql::new(relation);
-        let FlagSql { column, is_set, is_unset, set, unset, value } = &flag;
-
         let read = format!("select {row}\nfrom {table} as r\nwhere {matches} and {is_unset}");
 
         // Invariant (S2): no 202 without a flag that is committed. A row that is alive in this
@@ -126,7 +129,7 @@ select case
     when exists (select from {table} as r where {matches} and {is_set}) then 'was_flagged'
     when exists (select from {table} as r where {matches}) then 'contended'
     when (
-        select d.state from tombstream.deletion as d
+        select d.state from tombstream.deletion_all as d
         where d.relation = $2 and d.key = $1 order by d.id desc limit 1
     ) in ({TRUE_WITHOUT_ROW}) then 'gone'
     else 'missing'
@@ -159,13 +162,14 @@ from (values (1)) as one left join revived on true"
             "select r.flagged, r.flag as row_flag,
     d.id, d.key, d.state, d.flag, d.first_seen, d.claimed_at, d.closed_at, d.due_at, d.attempts, d.reason,
     d.flip_lsn::text as flip_lsn, d.targets::text as targets,
-    e.finalized_at, e.transaction_id::text as transaction_id, e.row_gone, e.targets::text as evidence
+    e.finalized_at, e.transaction_id::text as transaction_id, e.row_gone, e.targets::text as evidence,
+    {told}
 from (values (1)) as one
 left join (
-    select {is_set} as flagged, {value} as flag from {table} as r where {matches}
+    select {is_set} as flagged, {value} as flag, {at} as at from {table} as r where {matches}
 ) as r on true
 left join (
-    select * from tombstream.deletion as d
+    select * from tombstream.deletion_all as d
     where d.relation = $2 and d.key = $1 order by d.id desc limit 1
 ) as d on true
 left join tombstream.receipt as e on e.deletion_id = d.id"
@@ -209,50 +213,91 @@ select key, row_values, row_types, $1::text is null as nothing from made"
     }
 }
 
-/// The flag in SQL.
-struct FlagSql {
-    column: String,
-    is_set: String,
-    is_unset: String,
-    set: String,
-    unset: &'static str,
-    /// Its value as text: ISO with an offset, or `true`.
-    value: String,
+/// A relation in SQL: what every statement over its rows is made of. `r` is the table's alias.
+pub(crate) struct Table<'a> {
+    relation: &'a Relation,
+    /// The table, quoted.
+    pub(crate) name: String,
+    /// A row's key as the ledger keeps it.
+    pub(crate) key: String,
+    /// The columns of the key, for `order by`.
+    pub(crate) key_list: String,
+    /// The flag's column, quoted and bare, as `set` takes it.
+    pub(crate) column: String,
+    pub(crate) is_set: String,
+    pub(crate) is_unset: String,
+    /// The value of a flag that is set now.
+    pub(crate) set: String,
+    /// The value of a flag that is not set.
+    pub(crate) unset: &'static str,
+    /// The flag's value as text: ISO with an offset, or `true`.
+    pub(crate) value: String,
+    /// The flag's value as a point in time on Postgres's clock; null where it tells none.
+    pub(crate) at: String,
 }
 
-impl FlagSql {
-    fn new(relation: &Relation) -> Self {
+impl<'a> Table<'a> {
+    pub(crate) fn new(relation: &'a Relation) -> Self {
         let column = quote_ident(&relation.flag.column);
+        let keys = || relation.key.iter().map(|column| format!("r.{}", quote_ident(&column.name)));
         // Not now(): a flip may have waited for a lock, and a value from before the wait looks
         // back-dated.
         let now = "clock_timestamp()";
-        let (is_set, is_unset, set, unset, value) = match &relation.flag.kind {
+        let of_time = (format!("r.{column} is not null"), format!("r.{column} is null"));
+        let ((is_set, is_unset), set, unset, value, at) = match &relation.flag.kind {
             FlagKind::TimestampTz => (
-                format!("r.{column} is not null"),
-                format!("r.{column} is null"),
+                of_time,
                 now.to_owned(),
                 "null",
                 format!("to_json(r.{column}) #>> '{{}}'"),
+                format!("r.{column}"),
             ),
             FlagKind::Timestamp { zone } => {
                 let zone = quote_literal(zone);
                 (
-                    format!("r.{column} is not null"),
-                    format!("r.{column} is null"),
+                    of_time,
                     format!("{now} at time zone {zone}"),
                     "null",
                     format!("to_json(r.{column} at time zone {zone}) #>> '{{}}'"),
+                    // A zone's offset leads out of range at the ends of time, and one such row would fail
+                    // the statement.
+                    format!(
+                        "(case when r.{column} >= '290000-01-01'::timestamp then 'infinity'::timestamptz \
+                         when r.{column} < '4000-01-01 BC'::timestamp then '-infinity'::timestamptz \
+                         else r.{column} at time zone {zone} end)"
+                    ),
                 )
             }
             FlagKind::Boolean => (
-                format!("r.{column} is true"),
-                format!("r.{column} is not true"),
+                (format!("r.{column} is true"), format!("r.{column} is not true")),
                 "true".to_owned(),
                 "false",
                 format!("r.{column}::text"),
+                "null::timestamptz".to_owned(),
             ),
         };
-        Self { column, is_set, is_unset, set, unset, value }
+        Self {
+            relation,
+            name: format!("{}.{}", quote_ident(&relation.schema), quote_ident(&relation.table)),
+            key: array(keys().map(|column| format!("{column}::text"))),
+            key_list: keys().collect::<Vec<_>>().join(", "),
+            column,
+            is_set,
+            is_unset,
+            set,
+            unset,
+            value,
+            at,
+        }
+    }
+
+    /// `r."id" = (array)[1]::uuid and …`, where `array` is a key as the ledger keeps it.
+    pub(crate) fn matches(&self, array: &str) -> String {
+        let equal = |(number, column): (usize, &KeyColumn)| {
+            let name = quote_ident(&column.name);
+            format!("r.{name} = ({array})[{number}]::{}", column.kind.sql_type())
+        };
+        (1..).zip(&self.relation.key).map(equal).collect::<Vec<_>>().join(" and ")
     }
 }
 

@@ -18,8 +18,8 @@ use tombstream_connectors::Secret;
 use tombstream_connectors::postgres::{self, PostgresSource, ReplicationConfig, Scope};
 use tombstream_dataflow::{Config, Pipeline};
 use tombstream_model::{
-    AddressTemplate, Flag, FlagKind, Generation, KeyColumn, KeyKind, OnHardDelete, Relation,
-    StoreId, TargetTemplate, Template,
+    AddressTemplate, Flag, FlagKind, KeyColumn, KeyKind, OnHardDelete, Relation, StoreId,
+    TargetTemplate, Template,
 };
 
 use crate::null::{NullLedger, store};
@@ -159,7 +159,7 @@ fn report(options: &Options, each: u32, ours: &[Drained], theirs: &[Drained]) {
             "ratio_median": median(&ratios), "ratio_min": low, "ratio_max": high,
             "ours_processor_s": median(&processors(ours)),
             "theirs_processor_s": median(&processors(theirs)),
-            "peak_memory_bytes": peak_memory(),
+            "peak_memory_bytes": memory("VmHWM:"),
         });
         println!("{line}");
     } else {
@@ -169,7 +169,7 @@ fn report(options: &Options, each: u32, ours: &[Drained], theirs: &[Drained]) {
             rows / ours_s,
             rows / theirs_s,
             median(&ratios),
-            peak_memory().unwrap_or_default() / 1_000_000
+            memory("VmHWM:").unwrap_or_default() / 1_000_000
         );
     }
 }
@@ -183,7 +183,7 @@ async fn tombstream(options: &Options, pool: &PgPool, url: &str, slot: &str) -> 
     let source = PostgresSource::new(config, pool.clone(), scope, |_| {})?;
     let ledger = Arc::new(NullLedger::default());
     let pipeline = Pipeline {
-        config: Config { workers: options.workers, generation: Generation(0), ..Config::default() },
+        config: Config { workers: options.workers, ..Config::default() },
         relations,
         ledger: Arc::clone(&ledger),
         stores: vec![store()],
@@ -234,7 +234,7 @@ async fn recvlogical(
     Ok(Drained { wall, processor: children_seconds() - before })
 }
 
-fn relation() -> Result<Relation> {
+pub(crate) fn relation() -> Result<Relation> {
     let key = Template::parse("{id}").map_err(|error| anyhow::anyhow!("{error}"))?;
     let address = AddressTemplate::Object { bucket: "null".into(), key };
     Ok(Relation {
@@ -253,7 +253,7 @@ fn relation() -> Result<Relation> {
     })
 }
 
-async fn execute(pool: &PgPool, sql: &str) -> Result<()> {
+pub(crate) async fn execute(pool: &PgPool, sql: &str) -> Result<()> {
     sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
         .execute(pool)
         .await
@@ -277,8 +277,9 @@ fn fields(process: &str) -> Option<Vec<f64>> {
     Some(fields.map(|field| field.parse().unwrap_or(0.0)).collect())
 }
 
-fn peak_memory() -> Option<u64> {
+/// Of this process, in bytes: `VmRSS:` now, `VmHWM:` at most.
+pub(crate) fn memory(what: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let line = status.lines().find(|line| line.starts_with(what))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }

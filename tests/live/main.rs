@@ -15,3 +15,4 @@ mod poison;
 mod replay;
 mod scene;
 mod start;
+mod waiting;

@@ -14,20 +14,21 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
-use tombstream_model::{FlagKind, State as LedgerState};
+use tombstream_model::{FlagKind, Key, State as LedgerState};
 
 use super::Served;
 use super::rows::key_of;
 use crate::db::Attempts;
 use crate::error::ApiError;
 use crate::key;
+use crate::orders::explain::Told;
 use crate::row::{in_utc, rfc3339};
 use crate::sql;
 
 /// How many deletions a page has, unless asked for otherwise.
-const LIMIT_DEFAULT: i64 = 50;
+pub(super) const LIMIT_DEFAULT: i64 = 50;
 /// Most deletions of one page.
-const LIMIT_MAX: i64 = 500;
+pub(super) const LIMIT_MAX: i64 = 500;
 
 pub(super) fn routes(row_path: &str, served: &Served) -> Router<Arc<Served>> {
     Router::new()
@@ -81,6 +82,8 @@ struct Detail {
     /// Every address, with what its store said of it.
     targets: Option<Box<RawValue>>,
     receipt: Option<Receipt>,
+    #[serde(flatten)]
+    told: Told,
 }
 
 #[derive(Serialize)]
@@ -138,7 +141,8 @@ async fn status(
         ),
     };
     let relation = served.relation.name.to_string();
-    Ok(Json(Detail { relation, row: is, entry, flip_lsn, targets, receipt }))
+    let told = Told::read(&row, &served.relation, &Key::from_postgres(key))?;
+    Ok(Json(Detail { relation, row: is, entry, flip_lsn, targets, receipt, told }))
 }
 
 async fn list(
@@ -258,11 +262,11 @@ impl Served {
 }
 
 /// Opaque to callers. It names its list, so that it can't be used with another one.
-fn write_cursor(id: i64, relation: &str, state: Option<&str>) -> String {
+pub(super) fn write_cursor(id: i64, relation: &str, state: Option<&str>) -> String {
     URL_SAFE_NO_PAD.encode(format!("{id} {} {relation}", state.unwrap_or("*")))
 }
 
-fn read_cursor(cursor: &str, relation: &str, state: Option<&str>) -> Option<i64> {
+pub(super) fn read_cursor(cursor: &str, relation: &str, state: Option<&str>) -> Option<i64> {
     let text = String::from_utf8(URL_SAFE_NO_PAD.decode(cursor).ok()?).ok()?;
     let (id, list) = text.split_once(' ')?;
     let (of_state, of_relation) = list.split_once(' ')?;

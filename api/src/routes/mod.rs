@@ -1,7 +1,12 @@
 //! The routes: which there are, and what each handler is given.
 
+mod breaker;
+mod bulk;
 mod deletions;
 mod health;
+mod holds;
+mod parked;
+mod rehydrations;
 mod rows;
 
 use std::sync::Arc;
@@ -14,11 +19,12 @@ use tombstream_model::Relation;
 
 use crate::auth::authenticate;
 use crate::config::{ApiConfig, ApiRelation, ConfigError};
-use crate::db::Db;
+use crate::db::{Attempts, Db};
 use crate::edge::edge;
 use crate::error::ApiError;
 use crate::key;
 use crate::openapi;
+use crate::orders::OrderError;
 use crate::sql::Sql;
 
 /// A relation with what its handlers need.
@@ -62,7 +68,14 @@ pub(crate) fn row_path(api: &ApiRelation) -> String {
 }
 
 fn relation_routes((served, row_path): (Arc<Served>, String)) -> Router {
-    rows::routes(&served, &row_path).merge(deletions::routes(&row_path, &served)).with_state(served)
+    rows::routes(&served, &row_path)
+        .merge(deletions::routes(&row_path, &served))
+        .merge(holds::routes(&row_path))
+        .merge(parked::routes(&served))
+        .merge(breaker::routes(&served))
+        .merge(bulk::routes(&served))
+        .merge(rehydrations::routes(&served))
+        .with_state(served)
 }
 
 impl Served {
@@ -78,5 +91,20 @@ impl Served {
             body_time_max: config.timeout / 2,
         };
         (Arc::new(served), row_path(api))
+    }
+
+    /// Carries out an order, again where that may help.
+    async fn ordered<T, F: Future<Output = Result<T, OrderError>>>(
+        &self,
+        mut attempts: Attempts,
+        order: impl Fn(PgPool) -> F,
+    ) -> Result<T, ApiError> {
+        loop {
+            let pool = self.db.pool(&attempts).await?.clone();
+            match order(pool).await.map_err(ApiError::from) {
+                Err(error) if attempts.again(&error).await => {}
+                result => return result,
+            }
+        }
     }
 }

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::error::Category;
 use serde_json::value::RawValue;
@@ -33,7 +34,7 @@ struct SoftDeleted {
     id: Value,
 }
 
-type Segments = Result<RawPathParams, RawPathParamsRejection>;
+pub(super) type Segments = Result<RawPathParams, RawPathParamsRejection>;
 
 pub(super) fn routes(served: &Served, row_path: &str) -> Router<Arc<Served>> {
     let mut routes = Router::new()
@@ -196,7 +197,12 @@ impl Served {
         }
 
         let query = self.db.fixed(sql::CANCEL).bind(key).bind(relation);
-        query.execute(&mut *transaction).await?;
+        let hidden = query.fetch_all(&mut *transaction).await?;
+        let hidden = hidden.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>()?;
+        if !hidden.is_empty() {
+            let query = self.db.fixed(sql::REHYDRATE).bind(hidden);
+            query.execute(&mut *transaction).await?;
+        }
         transaction.commit().await?;
         if flagged {
             self.count("restore");
@@ -206,6 +212,21 @@ impl Served {
             None => self.row(&locked)?,
         };
         Ok(Json(alive.ok_or(ApiError::NotFound)?).into_response())
+    }
+
+    /// What the body says, which is to be `expected`.
+    pub(super) async fn json<T: DeserializeOwned>(
+        &self,
+        request: Request,
+        expected: &str,
+    ) -> Result<T, ApiError> {
+        let body = self.body(request).await?;
+        serde_json::from_slice(&body).map_err(|error| match error.classify() {
+            Category::Data => ApiError::Values(format!("{error}: expected {expected}")),
+            Category::Syntax | Category::Eof | Category::Io => {
+                ApiError::Json(format!("line {}, column {}", error.line(), error.column()))
+            }
+        })
     }
 
     /// The body, if it is JSON by its type, small enough, and there in time.

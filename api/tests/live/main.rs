@@ -4,7 +4,10 @@
 
 mod access;
 mod deletions;
+mod explain;
 mod harness;
+mod holds;
+mod orders;
 mod problems;
 mod restore;
 mod rows;

@@ -19,8 +19,10 @@ async fn with_row(deleted_at: &str) -> App {
 }
 
 async fn open(app: &App, state: &str) {
+    let hidden = if state == "hidden" { "now()" } else { "null" };
     let sql = format!(
-        "insert into tombstream.deletion (relation, key, state) values ('documents', '{{{ID}}}', '{state}')"
+        "insert into tombstream.deletion (relation, key, state, hidden_at, targets)
+         values ('documents', '{{{ID}}}', '{state}', {hidden}, '[]')"
     );
     app.db.run(&sql).await;
 }
@@ -69,6 +71,7 @@ async fn after_the_claim_a_restore_is_refused_and_changes_nothing() {
     assert!(is_flagged(&app).await);
     assert_eq!(states(&app).await, "parked");
     app.db.run("delete from documents").await;
+    app.db.run("update tombstream.deletion set state = 'claimed'").await;
     app.db.run("update tombstream.deletion set state = 'finalized', closed_at = now()").await;
     assert_eq!(app.post(RESTORE).await.problem(409), "claimed");
     assert!(app.flips().await.is_empty());

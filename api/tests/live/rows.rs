@@ -63,12 +63,16 @@ async fn a_missing_row_is_404_unless_its_deletion_is_true() {
     assert_eq!(app.delete(&path).await.problem(404), "not-found");
     assert_eq!(app.get(&path).await.problem(404), "not-found");
     assert_eq!(app.post(&format!("{path}/restore")).await.problem(404), "not-found");
-    for (state, status) in [("cancelled", 404), ("finalized", 202), ("superseded", 404)] {
+    for (from, claimed, state, status) in [
+        ("pending", "null", "cancelled", 404),
+        ("claimed", "now()", "finalized", 202),
+        ("claimed", "now()", "superseded", 404),
+    ] {
         app.db
             .run(&format!(
-                "insert into tombstream.deletion
-                    (relation, key, state, flag, targets, lease_token, claimed_at, closed_at)
-                 values ('documents', '{{{id}}}', '{state}', '', '[]', 1, now(), now())"
+                "insert into tombstream.deletion (relation, key, state, flag, targets, lease_token, claimed_at)
+                 values ('documents', '{{{id}}}', '{from}', '', '[]', 1, {claimed});
+                 update tombstream.deletion set state = '{state}', closed_at = now() where closed_at is null"
             ))
             .await;
         assert_eq!(app.delete(&path).await.status, status, "{state}");

@@ -6,7 +6,7 @@ use std::fmt;
 
 use sqlx::{PgConnection, PgPool, Row as _};
 
-use tombstream_model::{FlagKind, Relation};
+use tombstream_model::{FlagKind, OnHardDelete, Relation};
 
 use super::guard::{index_name, trigger_name};
 use super::migrate::known_migrations;
@@ -77,11 +77,12 @@ pub async fn check_ledger(pool: &PgPool) -> Result<Vec<Finding>, sqlx::Error> {
              and a restart; until then only the sweep finds flags"
         )));
     }
-    let there: bool = sqlx::query_scalar("select to_regclass('tombstream.migration') is not null")
-        .persistent(false)
-        .fetch_one(&mut *connection)
-        .await?;
-    let applied: Vec<i64> = if there {
+    let readable = super::version::is_readable(&mut connection).await?;
+    if readable == Some(false) {
+        findings.push(Finding::error(super::version::UNREADABLE));
+        return Ok(findings);
+    }
+    let applied: Vec<i64> = if readable.is_some() {
         sqlx::query_scalar(
             "select version from tombstream.migration where success order by version",
         )
@@ -104,7 +105,11 @@ pub async fn check_ledger(pool: &PgPool) -> Result<Vec<Finding>, sqlx::Error> {
 
 /// Looks at one relation: its columns, key, replica identity, publication, triggers, index, and who
 /// references it.
-pub async fn check(pool: &PgPool, relation: &Relation) -> Result<Vec<Finding>, sqlx::Error> {
+pub async fn check(
+    pool: &PgPool,
+    relation: &Relation,
+    relations: &[Relation],
+) -> Result<Vec<Finding>, sqlx::Error> {
     let mut connection = pool.begin().await?;
     let shown = format!("{}.{}", relation.schema, relation.table);
     let Some(row) = sqlx::query(
@@ -135,7 +140,7 @@ pub async fn check(pool: &PgPool, relation: &Relation) -> Result<Vec<Finding>, s
     findings.push(published(&mut connection, relation).await?);
     findings.extend(guards_of(&mut connection, relation).await?);
     findings.push(index(&mut connection, relation).await?);
-    findings.extend(references_to(&mut connection, relation).await?);
+    findings.extend(references_to(&mut connection, relation, relations).await?);
     Ok(findings)
 }
 
@@ -304,13 +309,21 @@ async fn index(connection: &mut PgConnection, relation: &Relation) -> Result<Fin
 
 /// Who references the relation in a way that a removed row would touch. An error is a child that
 /// `allow_cascade` does not name: a finalized parent must not take living children along (S3).
-pub async fn references(pool: &PgPool, relation: &Relation) -> Result<Vec<Finding>, sqlx::Error> {
-    references_to(&mut *pool.begin().await?, relation).await
+///
+/// A child that is itself one of `relations`, with `on_hard_delete = "destroy"`, is looked after: the rows that go
+/// along are deletions of their own.
+pub async fn references(
+    pool: &PgPool,
+    relation: &Relation,
+    relations: &[Relation],
+) -> Result<Vec<Finding>, sqlx::Error> {
+    references_to(&mut *pool.begin().await?, relation, relations).await
 }
 
 async fn references_to(
     connection: &mut PgConnection,
     relation: &Relation,
+    relations: &[Relation],
 ) -> Result<Vec<Finding>, sqlx::Error> {
     let children: Vec<(String, String, String)> = sqlx::query_as(
         "select n.nspname || '.' || c.relname, f.conname::text, f.confdeltype::text \
@@ -333,7 +346,12 @@ async fn references_to(
                 "n" => "on delete set null",
                 _ => "on delete set default",
             };
-            if relation.allow_cascade.contains(&child) {
+            let own = relations.iter().find(|it| format!("{}.{}", it.schema, it.table) == child);
+            if own.is_some_and(|it| it.on_hard_delete == OnHardDelete::Destroy) {
+                Finding::warning(format!(
+                    "{child} goes along ({constraint}, {action}); its copies are destroyed, as a relation's"
+                ))
+            } else if relation.allow_cascade.contains(&child) {
                 Finding::warning(format!("{child} goes along ({constraint}, {action}), as allowed"))
             } else {
                 Finding::error(format!(

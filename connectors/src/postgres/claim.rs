@@ -18,8 +18,10 @@ use tombstream_model::{
     Candidate, Claimed, Fence, Found, Key, LedgerError, Position, Relation, RelationId, Row,
 };
 
+use super::correct::is_same;
 use super::decide::decide_sql;
 use super::ledger::{ClaimedRow, PgLedger, Prepared, TargetEntry};
+use super::moved::{former_columns, former_sql};
 use super::pool::ledger_error;
 use super::statement::BEGIN;
 use super::table::{Table, key_arrays, literal};
@@ -63,12 +65,13 @@ impl ClaimSql {
             "select {key}, {flag}::text, ({flag_at})::text, \
                  (select d.waived from tombstream.deletion d where d.relation = {relation} \
                      and d.key = {key} and d.state in ('pending', 'hidden', 'parked') \
-                     and d.waived <> '{{}}')::text{shown} \
+                     and d.waived <> '{{}}'), {former}{shown} \
              from {name} t join {keys} on {matches} \
              where {is_set} and not exists (select from tombstream.deletion d \
                  where d.relation = {relation} and d.key = {key} and d.state = 'claimed') \
              order by {order} for no key update of t skip locked",
             relation = literal(&relation.name),
+            former = former_sql(relation, &table.key("t")),
             key = table.key("t"),
             flag = table.flag("t"),
             flag_at = table.flag_at("t"),
@@ -95,7 +98,7 @@ impl PgLedger {
     ) -> Result<Vec<Claimed>, LedgerError> {
         let prepared = self.prepared(relation);
         let mut flagged: HashMap<&Key, Option<Position>> = HashMap::with_capacity(batch.len());
-        let mut removed = Vec::new();
+        let (mut removed, mut truncated) = (Vec::new(), Vec::new());
         for candidate in batch {
             match candidate.found {
                 Found::Flagged if too_long(&candidate.key) => {
@@ -107,7 +110,11 @@ impl PgLedger {
                     *known = (*known).max(candidate.position);
                 }
                 Found::Removed => removed.push(candidate),
+                Found::Truncated => truncated.push(candidate),
             }
+        }
+        if !truncated.is_empty() {
+            self.pause_truncated(prepared, &truncated).await?;
         }
         let mut claimed = Vec::new();
         if !removed.is_empty() {
@@ -165,19 +172,30 @@ impl PgLedger {
         })
     }
 
-    /// The addresses of a row's copies, whose template columns begin at `first`; or why there are none
-    /// that are safe. A store that an operator waived has none.
+    /// The addresses of a row's copies, now and formerly, whose former columns are at `place` and whose
+    /// template columns follow; or why there are none that are safe. A store that an operator waived has
+    /// none. What was no safe address formerly never held a copy.
     pub(super) fn addresses(
         &self,
         prepared: &Prepared,
         row: &PgRow,
-        first: usize,
+        place: usize,
         waived: &BTreeSet<String>,
     ) -> Result<Result<Vec<TargetEntry>, Refusal>, sqlx::Error> {
         let texts = (0..prepared.claim.columns.len())
-            .map(|n| row.try_get::<Option<String>, _>(n + first))
+            .map(|n| row.try_get::<Option<String>, _>(n + place + 1))
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(self.resolve(prepared, &texts, waived))
+        let mut resolved = self.resolve(prepared, &texts, waived);
+        if let Ok(targets) = &mut resolved {
+            for former in former_columns(prepared, row, place)? {
+                for target in self.resolve(prepared, &former, waived).unwrap_or_default() {
+                    if !targets.iter().any(|known| is_same(known, &target)) {
+                        targets.push(target);
+                    }
+                }
+            }
+        }
+        Ok(resolved)
     }
 
     /// The addresses that the values of the templates' columns give.

@@ -1,14 +1,16 @@
 //! Ending a pause: addresses are resolved anew from the rows, since a wrong template is the most likely
 //! reason for it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use serde::de::IgnoredAny;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
 use tombstream_model::{LedgerError, Relation, RelationId};
 
 use super::ledger::{PgLedger, Prepared, TargetEntry};
+use super::moved::former_sql;
 use super::pool::ledger_error;
 use super::statement::BEGIN;
 use super::table::{Table, ident, literal};
@@ -34,7 +36,7 @@ fn waiting_sql(relation: &Relation) -> String {
         .map(|name| format!(", t.{}::text", ident(name)))
         .collect();
     format!(
-        "select d.id, d.targets{columns} from tombstream.deletion d join {table} t on {matches} \
+        "select d.id, d.targets, d.waived, {former}{columns} from tombstream.deletion d join {table} t on {matches} \
          where d.relation = {name} and d.state = 'claimed' and d.id > $1 \
              and (d.lease_until is null or d.lease_until < clock_timestamp()) \
              and t.{flag} = {claimed_flag} \
@@ -44,6 +46,7 @@ fn waiting_sql(relation: &Relation) -> String {
         name = literal(&relation.name),
         flag = ident(&relation.flag.column),
         claimed_flag = table.flag_value("d.flag"),
+        former = former_sql(relation, "d.key"),
     )
 }
 
@@ -93,9 +96,10 @@ impl PgLedger {
             let (mut ids, mut entries) = (Vec::new(), Vec::new());
             for row in &rows {
                 let known = row.try_get::<Json<Vec<TargetEntry>>, _>(1)?.0;
-                let waived = BTreeSet::new();
+                let Json(waived) = row.try_get::<Json<BTreeMap<String, IgnoredAny>>, _>(2)?;
+                let waived: BTreeSet<String> = waived.into_keys().collect();
                 // A row without a safe address keeps what it had: it is a person's to mend.
-                let Ok(mut resolved) = self.addresses(prepared, row, 2, &waived)? else { continue };
+                let Ok(mut resolved) = self.addresses(prepared, row, 3, &waived)? else { continue };
                 let same = resolved.len() == known.len()
                     && resolved.iter().zip(&known).all(|(a, b)| is_same(a, b));
                 if same {
@@ -128,6 +132,6 @@ impl PgLedger {
     }
 }
 
-fn is_same(one: &TargetEntry, other: &TargetEntry) -> bool {
+pub(super) fn is_same(one: &TargetEntry, other: &TargetEntry) -> bool {
     one.store == other.store && one.address == other.address
 }

@@ -12,6 +12,7 @@ use tracing::warn;
 use tombstream_model::{Ending, Key, LedgerError, Outcome, Relation, RelationId, Settled};
 
 use super::ledger::{PgLedger, Prepared, TargetEntry};
+use super::moved::forget_sql;
 use super::pool::ledger_error;
 use super::resume::report_late;
 use super::table::{Table, is_held, key_arrays, literal};
@@ -126,7 +127,7 @@ policy does not let it go' \
                  due_at = clock_timestamp() + make_interval(secs => least(300, 2 ^ least(d.attempts, 9))) \
              from ended e where d.id = e.id and e.outcome = 'later' \
          ), \
-         receipts as ( \
+         {forget}receipts as ( \
              insert into tombstream.receipt \
                  (deletion_id, relation, key, flag, flip_lsn, claimed_at, row_gone, targets, removed_lsn) \
              select id, {relation_name}, key, flag, flip_lsn, claimed_at, outcome = 'row_gone', targets, \
@@ -134,6 +135,7 @@ policy does not let it go' \
              from ended where outcome in ('finalized', 'row_gone') order by id \
          ) \
          select id, outcome from ended",
+        forget = forget_sql(relation),
         is_held = is_held(&relation_name, "held.key"),
         name = table.name(),
         row_there = format!("{} is not null", table.key_columns("t").next().unwrap_or_default()),

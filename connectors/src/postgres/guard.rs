@@ -9,6 +9,7 @@ use sqlx::{AssertSqlSafe, Executor, PgPool};
 use tombstream_model::{FlagKind, Relation};
 
 use super::arrival::arrival_sql;
+use super::moved::moved_sql;
 use super::table::{Table, ident, literal};
 
 /// The SQLSTATE with which the guard refuses to touch a claimed row.
@@ -42,6 +43,8 @@ pub fn relation_sql(relation: &Relation, partitioned: bool) -> Vec<String> {
         statements.push(format!("alter table {table} enable always trigger {name}"));
     }
     statements.extend(arrival_sql(relation));
+    statements.extend(moved_sql(relation));
+    statements.extend(super::roles::last_guard_sql(relation));
     statements.push(flag_index(relation, partitioned));
     statements
 }
@@ -296,7 +299,7 @@ const CANCEL: &str = "with cancelled as (
             from cancelled where restored and hidden_at is not null;";
 
 /// A dollar quote that `body` doesn't hold: names may hold anything.
-fn dollar_quote(body: &str) -> String {
+pub(super) fn dollar_quote(body: &str) -> String {
     (0..)
         .map(|n| format!("$guard{n}$"))
         .find(|quote| !body.contains(quote))

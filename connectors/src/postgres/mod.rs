@@ -23,34 +23,48 @@ mod finalize;
 mod generation;
 mod guard;
 mod ledger;
+mod letters;
 mod migrate;
+mod moved;
 mod owe;
 mod pool;
 mod positions;
+mod rehydrate;
 mod removed;
 mod replication;
 mod resume;
+mod roles;
 mod statement;
 mod status;
 mod stores;
 mod sweep;
 mod table;
+mod tidy;
+mod version;
 
 pub use check::{Finding, Severity, check, check_ledger, guards, references};
 pub use correct::Resumed;
 pub use export::ReceiptExport;
+pub use generation::SeenServer;
 pub use guard::{InstallError, install_relation, relation_sql};
 pub use ledger::{LedgerConfig, LedgerStore, PgLedger};
+pub use letters::{Letters, Redrive, Redriven, order_redrive};
 pub use migrate::{MigrateFailure, migrate};
 pub use pool::{connect, for_a_pooler};
 pub use positions::PgPositions;
+pub use rehydrate::{RehydrateError, publish_rehydrations};
 pub use replication::{
     Gap, GapReason, Makes, PostgresSource, PrimaryKeys, ReplicationConfig, ReplicationConfigError,
     Scope, check_capture, fix_capture, read_snapshot,
 };
+pub use roles::{
+    API_ROLE, ApiRights, PIPELINE_ROLE, check_rights, relation_role_sql, role_sql, run_role_sql,
+};
 pub use status::{
-    DeadLetterRow, OwedStore, PausedRelation, RelationStatus, Status, dead_letter, dead_letters,
-    status,
+    DeadLetterRow, OwedStore, PausedRelation, RelationStatus, Status, WaitingRelation, dead_letter,
+    dead_letters, status, waiting,
 };
 pub use stores::{FormerStore, Waived, note_stores, waive_store};
 pub use sweep::{Sweep, SweepBell, SweepConfig};
+pub use tidy::{Retention, Tidied, tidy};
+pub use version::{LedgerVersion, check_version};

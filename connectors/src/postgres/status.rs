@@ -13,8 +13,31 @@ pub struct Status {
     pub owed: Vec<OwedStore>,
     /// Relations of which nothing is claimed or finalized.
     pub paused: Vec<PausedRelation>,
-    /// How many messages could not be decoded.
+    /// What waits, beside what time brings: relations of which something does.
+    pub waiting: Vec<WaitingRelation>,
+    /// How many messages could not be decoded and are not resolved.
     pub dead_letters: i64,
+}
+
+/// What of one relation waits for a person, or is hidden.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, sqlx::FromRow)]
+pub struct WaitingRelation {
+    /// The relation's name.
+    pub relation: String,
+    /// Since when its breaker is tripped.
+    pub tripped_at: Option<chrono::DateTime<chrono::Utc>>,
+    /// Why.
+    pub tripped: Option<String>,
+    /// Deletions that the breaker kept back, undecided.
+    pub kept_back: i64,
+    /// Active holds.
+    pub holds: i64,
+    /// Parked deletions.
+    pub parked: i64,
+    /// Deletions whose recoverable copies are gone, or going, before the claim.
+    pub hidden: i64,
+    /// Restored rows whose hidden copies nobody has said to be there again.
+    pub rehydrations: i64,
 }
 
 /// Deletions of one relation in one state.
@@ -77,6 +100,62 @@ pub struct DeadLetterRow {
     pub value: Option<Vec<u8>>,
     /// When it was kept.
     pub buried_at: chrono::DateTime<chrono::Utc>,
+    /// The topic that it was written to, where that is not where it stood.
+    pub written_to: Option<String>,
+    /// `message`, or `row`: of Postgres's own log.
+    pub form: String,
+    /// `whole`, `cut` or `redacted`.
+    pub kept: String,
+    /// How many bytes key and value had.
+    pub bytes: i64,
+    /// The SHA-256 of what is not kept whole.
+    #[serde(serialize_with = "digits")]
+    pub sha256: Option<Vec<u8>>,
+    /// How often it was found undecodable.
+    pub attempts: i32,
+    /// When it was ordered to be driven again.
+    pub redrive_at: Option<chrono::DateTime<chrono::Utc>>,
+    /// When it was decoded after all.
+    pub resolved_at: Option<chrono::DateTime<chrono::Utc>>,
+}
+
+fn digits<S: serde::Serializer>(bytes: &Option<Vec<u8>>, to: S) -> Result<S::Ok, S::Error> {
+    bytes.as_ref().map(hex::encode).serialize(to)
+}
+
+/// Each count is of a partial index's predicate, so that closed deletions cost nothing.
+const WAITING: &str = "\
+    select relation, max(tripped_at) as tripped_at, max(tripped) as tripped, \
+        sum(kept_back)::bigint as kept_back, sum(holds)::bigint as holds, sum(parked)::bigint as parked, \
+        sum(hidden)::bigint as hidden, sum(rehydrations)::bigint as rehydrations \
+    from ( \
+        select relation, tripped_at, reason as tripped, 0 as kept_back, 0 as holds, 0 as parked, \
+            0 as hidden, 0 as rehydrations from tombstream.breaker where tripped_at is not null \
+        union all \
+        select relation, null, null, count(*), 0, 0, 0, 0 from tombstream.deletion \
+        where kept_back_at is not null and approved_at is null and state in ('pending', 'hidden') group by relation \
+        union all \
+        select relation, null, null, 0, count(*), 0, 0, 0 from tombstream.hold \
+        where released_at is null and (until is null or until > now()) group by relation \
+        union all \
+        select relation, null, null, 0, 0, count(*), 0, 0 from tombstream.deletion \
+        where state = 'parked' group by relation \
+        union all \
+        select relation, null, null, 0, 0, 0, count(*) filter (where state = 'hidden'), 0 from tombstream.deletion \
+        where state in ('pending', 'hidden') and claimed_at is null group by relation \
+        union all \
+        select relation, null, null, 0, 0, 0, 0, count(*) from tombstream.rehydrate \
+        where done_at is null group by relation \
+    ) as w group by relation \
+    having max(tripped_at) is not null or sum(kept_back + holds + parked + hidden + rehydrations) > 0 \
+    order by relation";
+
+/// What waits, beside what time brings.
+pub async fn waiting(pool: &PgPool) -> Result<Vec<WaitingRelation>, sqlx::Error> {
+    let mut snapshot = pool.begin_with("begin isolation level repeatable read read only").await?;
+    let waiting = sqlx::query_as(WAITING).persistent(false).fetch_all(&mut *snapshot).await?;
+    snapshot.rollback().await?;
+    Ok(waiting)
 }
 
 /// Where everything stands.
@@ -85,7 +164,7 @@ pub async fn status(pool: &PgPool) -> Result<Status, sqlx::Error> {
     let relations = sqlx::query_as(
         "select relation, state, count(*) as deletions, \
              extract(epoch from now() - min(first_seen))::float8 as oldest_seconds \
-         from tombstream.deletion group by relation, state order by relation, state",
+         from tombstream.deletion_all group by relation, state order by relation, state",
     )
     .persistent(false)
     .fetch_all(&mut *snapshot)
@@ -105,12 +184,14 @@ pub async fn status(pool: &PgPool) -> Result<Status, sqlx::Error> {
         .persistent(false)
         .fetch_all(&mut *snapshot)
         .await?;
-    let dead_letters = sqlx::query_scalar("select count(*) from tombstream.dead_letter")
-        .persistent(false)
-        .fetch_one(&mut *snapshot)
-        .await?;
+    let waiting = sqlx::query_as(WAITING).persistent(false).fetch_all(&mut *snapshot).await?;
+    let dead_letters =
+        sqlx::query_scalar("select count(*) from tombstream.dead_letter where resolved_at is null")
+            .persistent(false)
+            .fetch_one(&mut *snapshot)
+            .await?;
     snapshot.rollback().await?;
-    Ok(Status { relations, owed, paused, dead_letters })
+    Ok(Status { relations, owed, paused, waiting, dead_letters })
 }
 
 /// Dead letters with an id above `after`, oldest first, at most `limit`.

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use sqlx::Executor;
 
-use tombstream_model::{Claimed, DeadLetter, Ending, Key, Ledger, Origin, Outcome, Verdict};
+use tombstream_model::{
+    Claimed, DeadLetter, Ending, Event, Key, Ledger, LetterForm, LetterLimits, Origin, Outcome,
+    Verdict,
+};
 
 use super::support::{DOCUMENTS, Database, all, candidates, documents, settled};
 
@@ -325,12 +328,14 @@ async fn what_is_owed_is_driven_again_and_what_is_refused_is_parked() {
 async fn a_dead_letter_is_kept_whole_and_once() {
     let database = Database::with_documents(true).await;
     let ledger = database.ledger(documents());
-    let letter = DeadLetter {
+    let event = Event {
         origin: Origin { topic: Arc::from("t"), partition: 3, offset: 9 },
-        reason: "not json\0".to_owned(),
+        topic: None,
         key: None,
         value: Some(vec![0, 159, 146, 150].into()),
     };
+    let limits = LetterLimits::default();
+    let letter = DeadLetter::new(event, LetterForm::Message, "not json\0".to_owned(), limits);
     ledger.bury(std::slice::from_ref(&letter)).await.unwrap();
     ledger.bury(&[letter]).await.unwrap();
     let kept = "select count(*) from tombstream.dead_letter where topic = 't' and partition = 3 \

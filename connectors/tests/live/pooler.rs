@@ -10,7 +10,8 @@ use tombstream_connectors::postgres::{
     install_relation, migrate, references, status,
 };
 use tombstream_model::{
-    DeadLetter, Ending, Found, Key, Ledger, Origin, Outcome, Records, Source, Verdict,
+    DeadLetter, Ending, Event, Found, Key, Ledger, LetterForm, LetterLimits, Origin, Outcome,
+    Records, Source, Verdict,
 };
 
 use super::support::{DOCUMENTS, Database, all, candidates, documents};
@@ -54,7 +55,10 @@ async fn assert_nothing_is_prepared(pool: &PgPool) {
 #[tokio::test]
 async fn a_deletion_goes_its_whole_way_behind_a_pooler() {
     let (database, pool, ledger) = scene().await;
-    assert_eq!(ledger.generation().await.unwrap(), ledger.generation().await.unwrap());
+    assert_eq!(
+        ledger.generation().await.unwrap().generation,
+        ledger.generation().await.unwrap().generation
+    );
     let keys = database.insert(20, true).await;
 
     let interval = Duration::from_millis(1);
@@ -144,16 +148,18 @@ async fn what_is_rare_works_behind_a_pooler() {
 
     // Dead letters.
     let origin = Origin { topic: "t".into(), partition: 0, offset: 7 };
-    let letter = DeadLetter { origin, reason: "no JSON".into(), key: None, value: None };
+    let event = Event { origin, topic: None, key: None, value: None };
+    let limits = LetterLimits::default();
+    let letter = DeadLetter::new(event, LetterForm::Message, "no JSON".into(), limits);
     ledger.bury(&[letter]).await.unwrap();
     let listed = dead_letters(&pool, 0, 10).await.unwrap();
     assert_eq!(dead_letter(&pool, listed[0].id).await.unwrap().unwrap().offset, 7);
 
     // What `check --live` and `run` ask.
     let mut findings = check_ledger(&pool).await.unwrap();
-    findings.extend(check(&pool, &documents()).await.unwrap());
+    findings.extend(check(&pool, &documents(), &[]).await.unwrap());
     findings.extend(guards(&pool, &documents()).await.unwrap());
-    findings.extend(references(&pool, &documents()).await.unwrap());
+    findings.extend(references(&pool, &documents(), &[]).await.unwrap());
     let errors: Vec<_> =
         findings.iter().filter(|finding| finding.severity == Severity::Error).collect();
     assert!(errors.is_empty(), "{errors:?}");

@@ -11,7 +11,10 @@ use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use tombstream_model::decode::{DecodeError, Decoded, Decoder, RowDecoder, Skipped};
 use tombstream_model::wal::WalRow;
-use tombstream_model::{Candidate, DeadLetter, Event, Generation, Ledger, Relation};
+use tombstream_model::{
+    Candidate, Cause, Change, DeadLetter, Event, Found as What, Key, Ledger, LetterForm,
+    LetterLimits, Relation,
+};
 
 use crate::bridge::{Call, Epoch};
 use crate::flow::LedgerParts;
@@ -19,16 +22,18 @@ use crate::health::Board;
 use crate::metric;
 use crate::plan::StageConfig;
 use crate::retry::insist;
+use crate::server::ServerClock;
 use crate::source::{Chunk, Raw};
 use crate::topic::Topics;
 
 /// What decoding needs beside the bytes.
 pub(crate) struct Decode {
     pub(crate) decoder: Decoder,
-    pub(crate) generation: Generation,
+    pub(crate) server: ServerClock,
     pub(crate) relations: Arc<[Relation]>,
     pub(crate) topics: Arc<Topics>,
     pub(crate) board: Arc<Board>,
+    pub(crate) letters: LetterLimits,
 }
 
 /// What a chunk gave.
@@ -54,21 +59,61 @@ impl Decode {
             Raw::Events(events) => {
                 for event in events {
                     self.begin(chunk.source, event.topic(), &mut run);
-                    let decoded = self.decoder.decode(&event, self.generation);
+                    let decoded = self.decoder.decode(&event, self.server.generation());
                     let failed = self.take(decoded, &mut run, found);
-                    found.dead_letters.extend(failed.map(|error| letter(event, &error)));
+                    found.dead_letters.extend(failed.map(|error| self.letter(event, &error)));
                 }
             }
             Raw::Rows(all) => {
                 for row in all {
                     self.begin(chunk.source, &row.origin.topic, &mut run);
                     let failed = self.take(rows.decode(&row), &mut run, found);
-                    found.dead_letters.extend(failed.map(|error| row_letter(row, &error)));
+                    found.dead_letters.extend(failed.map(|error| self.row_letter(row, &error)));
+                }
+            }
+            Raw::Redriven(events) => {
+                for event in events {
+                    self.redrive(event, found);
                 }
             }
         }
         self.note(chunk.source, &mut run);
         found.skipped.count();
+    }
+
+    /// Decodes a dead letter again. It counts neither for nor against its topic as that is now, and its
+    /// position, which is as old as itself, overrides nothing: the claim looks at the row.
+    fn redrive(&self, event: Event, found: &mut Found) {
+        let decoded = self.decoder.decode(&event, self.server.generation());
+        let result = if decoded.is_ok() { "decoded" } else { "undecodable" };
+        counter!(metric::REDRIVEN, "topic" => event.topic().to_string(), "result" => result)
+            .increment(1);
+        match decoded {
+            Ok(decoded) => {
+                let candidate = self.candidate(decoded, &mut found.skipped);
+                found
+                    .candidates
+                    .extend(candidate.map(|candidate| Candidate { position: None, ..candidate }));
+            }
+            Err(error) => found.dead_letters.push(DeadLetter::new(
+                event,
+                LetterForm::Message,
+                error.to_string(),
+                self.letters,
+            )),
+        }
+    }
+
+    fn letter(&self, event: Event, error: &DecodeError) -> DeadLetter {
+        counter!(metric::DEAD_LETTERS, "topic" => event.topic().to_string()).increment(1);
+        DeadLetter::new(event, LetterForm::Message, error.to_string(), self.letters)
+    }
+
+    /// A row of the log has its key inside the message.
+    fn row_letter(&self, row: WalRow, error: &DecodeError) -> DeadLetter {
+        counter!(metric::DEAD_LETTERS, "topic" => row.origin.topic.to_string()).increment(1);
+        let event = Event { origin: row.origin, topic: None, key: None, value: Some(row.message) };
+        DeadLetter::new(event, LetterForm::Row, error.to_string(), self.letters)
     }
 
     /// Ends the run of another topic.
@@ -95,16 +140,31 @@ impl Decode {
         }
     }
 
+    /// A place in the log that the server has not written yet is another server's, or forged: it orders
+    /// nothing (S4).
+    fn believed(&self, change: Change) -> Change {
+        let position =
+            change.position.filter(|position| self.server.may_have_written(position.lsn));
+        Change { position, ..change }
+    }
+
     fn candidate(&self, decoded: Decoded, counts: &mut SkippedCounts) -> Option<Candidate> {
         match decoded {
-            Decoded::Change(change) => change.into_candidate(),
-            Decoded::Truncate { relation, position } => {
-                let relation = self.relations.get(usize::from(relation.0))?;
+            Decoded::Change(change) => self.believed(change).into_candidate(),
+            Decoded::Truncate { relation: id, position } => {
+                let relation = self.relations.get(usize::from(id.0))?;
                 let lsn = position.map(|position| position.lsn.to_string());
                 counter!(metric::TRUNCATES, "relation" => relation.name.to_string()).increment(1);
                 tracing::error!(relation = &*relation.name, lsn, "relation truncated");
                 self.board.truncated(&relation.name);
-                None
+                Some(Candidate {
+                    relation: id,
+                    key: Key::from_postgres([]),
+                    position,
+                    cause: Cause::Event,
+                    found: What::Truncated,
+                    removed: None,
+                })
             }
             Decoded::Skipped(skipped) => {
                 counts.add(skipped);
@@ -121,18 +181,6 @@ impl Decode {
             run.decodable.clear();
         }
     }
-}
-
-fn letter(event: Event, error: &DecodeError) -> DeadLetter {
-    counter!(metric::DEAD_LETTERS, "topic" => event.topic().to_string()).increment(1);
-    let Event { origin, key, value, .. } = event;
-    DeadLetter { origin, reason: error.to_string(), key, value }
-}
-
-/// A row of the log has its key inside the message.
-fn row_letter(row: WalRow, error: &DecodeError) -> DeadLetter {
-    let value = Some(row.message);
-    letter(Event { origin: row.origin, topic: None, key: None, value }, error)
 }
 
 /// Irrelevant messages of a chunk by kind: most of a real topic, so they are counted once a chunk.

@@ -52,6 +52,8 @@ impl Seen {
         let newest = match candidate.found {
             Found::Flagged => &mut passed.flagged,
             Found::Removed => &mut passed.removed,
+            // So rare that none is worth a memory.
+            Found::Truncated => return true,
         };
         let newer = newest.is_none_or(|newest| newest < position);
         if newer {

@@ -32,10 +32,11 @@ impl<L: Ledger> Flow<L> {
     pub(crate) fn decode(&self) -> Decode {
         Decode {
             decoder: self.decoder.clone(),
-            generation: self.config.generation,
+            server: self.config.server.clone(),
             relations: Arc::clone(&self.relations),
             topics: Arc::clone(&self.topics),
             board: Arc::clone(&self.board),
+            letters: self.config.letters,
         }
     }
 

@@ -373,6 +373,7 @@ fn pieces(records: Records, max: usize) -> impl Iterator<Item = Records> {
             rest = Some(match &mut piece {
                 Records::Events(all) => Records::Events(all.split_off(max)),
                 Records::Rows(all) => Records::Rows(all.split_off(max)),
+                Records::Redriven(all) => Records::Redriven(all.split_off(max)),
                 Records::Candidates(all) => Records::Candidates(all.split_off(max)),
                 Records::Open(all) => Records::Open(all.split_off(max)),
             });

@@ -24,6 +24,7 @@ mod port;
 mod progress;
 mod retry;
 mod running;
+mod server;
 mod settle;
 mod sink;
 mod source;
@@ -40,6 +41,7 @@ pub use health::{Health, LedgerHealth, SourceHealth, StoreHealth};
 pub use plan::{Config, Pipeline, StageConfig, StartError, Store, StoreConfig, Verify};
 pub use port::{ErasedSink, ErasedSource};
 pub use running::{RunError, Running, Stopped, Unfinished};
+pub use server::ServerClock;
 
 /// One worker's flow, top to bottom.
 pub(crate) fn assemble<L: Ledger>(

@@ -6,6 +6,8 @@ pub const EVENTS: &str = "tombstream_events_total";
 pub const SKIPPED: &str = "tombstream_skipped_total";
 /// Messages that could not be decoded, by `topic`.
 pub const DEAD_LETTERS: &str = "tombstream_dead_letters_total";
+/// Dead letters that were decoded again, by topic and result.
+pub const REDRIVEN: &str = "tombstream_redriven_total";
 /// Truncated relations, by `relation`.
 pub const TRUNCATES: &str = "tombstream_truncates_total";
 /// Candidates that reached dedupe.

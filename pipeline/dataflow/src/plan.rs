@@ -6,9 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tombstream_model::{Generation, Ledger, Relation, StoreId};
+use tombstream_model::{Ledger, LetterLimits, Relation, StoreId};
 
 use crate::port::{ErasedSink, ErasedSource};
+use crate::server::ServerClock;
 
 /// Everything that one process's pipeline is made of.
 pub struct Pipeline<L: Ledger> {
@@ -42,7 +43,7 @@ pub struct Config {
     /// look of the claim and nothing else.
     pub dedupe_keys_max: usize,
     /// Which life of the log the events' positions are from.
-    pub generation: Generation,
+    pub server: ServerClock,
     /// The claims. 500 keys lock and decide in milliseconds; four batches in flight a worker.
     pub claim: StageConfig,
     /// The takeovers of open deletions. Small batches: what is owed must stay below live traffic.
@@ -53,6 +54,8 @@ pub struct Config {
     pub owe: StageConfig,
     /// Dead letters.
     pub bury: StageConfig,
+    /// How much of them is kept.
+    pub letters: LetterLimits,
     /// The first and the longest wait of a source that failed.
     pub source_retry_wait_min: Duration,
     /// See `source_retry_wait_min`.
@@ -163,12 +166,13 @@ impl Default for Config {
             epoch_wait: Duration::from_millis(20),
             epoch_items_max: 4_096,
             dedupe_keys_max: 100_000,
-            generation: Generation::default(),
+            server: ServerClock::default(),
             claim: StageConfig::ledger(),
             resume: StageConfig { items_max: 100, in_flight_max: 1, ..StageConfig::ledger() },
             finalize: StageConfig::ledger(),
             owe: StageConfig::ledger(),
             bury: StageConfig { items_max: 100, in_flight_max: 1, ..StageConfig::ledger() },
+            letters: LetterLimits::default(),
             source_retry_wait_min: Duration::from_millis(200),
             source_retry_wait_max: Duration::from_secs(10),
             commit_timeout: Duration::from_secs(10),

@@ -24,6 +24,7 @@ pub(crate) struct Chunk {
 pub(crate) enum Raw {
     Events(Vec<Event>),
     Rows(Vec<WalRow>),
+    Redriven(Vec<Event>),
 }
 
 /// What a worker reads.
@@ -77,6 +78,10 @@ pub(crate) fn source<'scope>(scope: Scope<'scope, Epoch>, mut feed: FeedReceiver
                             }
                             Records::Rows(rows) => {
                                 let raw = Raw::Rows(rows);
+                                events_out.session(&held[0]).give(Chunk { source, raw });
+                            }
+                            Records::Redriven(events) => {
+                                let raw = Raw::Redriven(events);
                                 events_out.session(&held[0]).give(Chunk { source, raw });
                             }
                             Records::Candidates(mut candidates) => {

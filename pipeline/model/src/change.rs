@@ -99,6 +99,8 @@ pub enum Found {
     Flagged,
     /// The row is gone: a hard delete, or the echo of Tombstream's own.
     Removed,
+    /// All rows of the relation are gone at once. The key has no columns.
+    Truncated,
 }
 
 impl Change {

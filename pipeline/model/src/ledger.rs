@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{Candidate, DeletionId, Key, Origin, Outcome, RelationId, Target};
+use crate::{Candidate, DeadLetter, DeletionId, Key, Outcome, RelationId, Target};
 
 /// What to do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,19 +113,6 @@ pub enum Ending {
     Parked,
     /// Too many copies were absent: the relation is paused, and nothing of the batch was removed.
     Paused,
-}
-
-/// A message that could not be decoded, kept whole.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeadLetter {
-    /// Where it stood.
-    pub origin: Origin,
-    /// Why it can't be decoded.
-    pub reason: String,
-    /// Its key.
-    pub key: Option<Bytes>,
-    /// Its value.
-    pub value: Option<Bytes>,
 }
 
 /// An error of the ledger. It speaks for the batch as a whole, and nothing of it was written.

@@ -17,6 +17,7 @@ mod deletion;
 pub mod encode;
 mod key;
 mod ledger;
+mod letter;
 mod position;
 mod publisher;
 mod receipt;
@@ -30,8 +31,9 @@ pub use change::{Candidate, Cause, Change, FlagState, FlagValue, Found, Op, Remo
 pub use deletion::{DeletionId, State, Verdict};
 pub use key::{Key, KeyError, KeyKind};
 pub use ledger::{
-    Claimed, ClaimedTarget, DeadLetter, Disposition, Ending, Fence, Ledger, LedgerError, Settled,
+    Claimed, ClaimedTarget, Disposition, Ending, Fence, Ledger, LedgerError, Settled,
 };
+pub use letter::{DeadLetter, Kept, LetterForm, LetterLimits};
 pub use position::{Generation, Lsn, ParseLsnError, Position};
 pub use publisher::{Message, PublishError, Publisher};
 pub use receipt::{Receipt, ReceiptCheck, ReceiptProblem, ReceiptTally, ReceiptTarget};

@@ -67,6 +67,8 @@ pub enum Records {
     Events(Vec<Event>),
     /// Rows of Postgres's own log, to be decoded.
     Rows(Vec<WalRow>),
+    /// Dead letters, to be decoded again. Old: they override nothing, and say nothing of their topic now.
+    Redriven(Vec<Event>),
     /// Keys, to be claimed.
     Candidates(Vec<Candidate>),
     /// Claimed deletions whose lease is over or which owe something, to be taken over.
@@ -77,7 +79,7 @@ impl Records {
     /// How many there are: what they take of the permits.
     pub fn len(&self) -> usize {
         match self {
-            Self::Events(events) => events.len(),
+            Self::Events(events) | Self::Redriven(events) => events.len(),
             Self::Rows(rows) => rows.len(),
             Self::Candidates(candidates) => candidates.len(),
             Self::Open(deletions) => deletions.len(),

@@ -8,6 +8,7 @@ mod config;
 mod http;
 mod shutdown;
 mod telemetry;
+mod upkeep;
 mod wiring;
 
 use std::process::ExitCode;

@@ -14,13 +14,13 @@ use tombstream_connectors::files::{self, FilesConfig, FilesSource};
 use tombstream_connectors::kafka::{self, KafkaConfig, KafkaPublisher, KafkaSource};
 use tombstream_connectors::object_store::{ObjectStoreConfig, ObjectStoreSink};
 use tombstream_connectors::postgres::{
-    self, LedgerConfig, LedgerStore, PgLedger, PgPositions, PostgresSource, ReplicationConfig,
-    Scope, Sweep, SweepBell, SweepConfig,
+    self, LedgerConfig, LedgerStore, Letters, PgLedger, PgPositions, PostgresSource,
+    ReplicationConfig, Scope, Sweep, SweepBell, SweepConfig,
 };
 use tombstream_connectors::s3::{self, S3Config, S3Sink};
 #[cfg(feature = "embedded")]
 use tombstream_connectors::tantivy::{TantivyConfig, TantivySink};
-use tombstream_dataflow::{ErasedSink, ErasedSource, Pipeline, StageConfig, Store};
+use tombstream_dataflow::{ErasedSink, ErasedSource, Pipeline, ServerClock, StageConfig, Store};
 use tombstream_model::StoreId;
 use tracing::{error, info, warn};
 
@@ -56,6 +56,14 @@ pub(crate) async fn connect(database: &DatabaseConfig, who: &str) -> anyhow::Res
         .with_context(|| unreached(url.expose()))
 }
 
+/// The same, of a ledger that this binary knows: a newer one may mean by its rows what this one does not
+/// know.
+pub(crate) async fn connect_ledger(database: &DatabaseConfig, who: &str) -> anyhow::Result<PgPool> {
+    let pool = connect(database, who).await?;
+    postgres::check_version(&pool).await?;
+    Ok(pool)
+}
+
 /// What to do about a database that can't be reached, and where it was looked for.
 fn unreached(url: &str) -> String {
     let advice = "is database.url right, and does it listen?";
@@ -68,8 +76,18 @@ fn unreached(url: &str) -> String {
     }
 }
 
+/// What is looked after beside a pipeline that runs.
+pub(crate) struct Watched {
+    pub(crate) ledger: Arc<PgLedger>,
+    pub(crate) server: ServerClock,
+    pub(crate) bell: SweepBell,
+}
+
 /// Everything that `tombstream run` runs.
-pub(crate) async fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pipeline<PgLedger>> {
+pub(crate) async fn pipeline(
+    config: &Config,
+    pool: PgPool,
+) -> anyhow::Result<(Pipeline<PgLedger>, Watched)> {
     let relations = Arc::clone(&config.relations);
     let ledger = ledger(config, pool.clone());
     let mut stores = Vec::new();
@@ -94,7 +112,15 @@ pub(crate) async fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pi
     };
     let sweep = Sweep::new(pool.clone(), Arc::clone(&relations), sweep);
     let bell = sweep.bell();
-    let mut sources: Vec<Box<dyn ErasedSource>> = vec![Box::new(sweep)];
+    let watch_bell = sweep.bell();
+    let letters = Letters::new(
+        pool.clone(),
+        topics(config),
+        config.source.files.is_some(),
+        config.source.sweep.interval,
+        config.database.prepared_statements,
+    );
+    let mut sources: Vec<Box<dyn ErasedSource>> = vec![Box::new(sweep), Box::new(letters)];
     if let Some(section) = &config.source.kafka {
         let bell = bell.clone();
         let on_gap = move |gap: &kafka::Gap| {
@@ -129,7 +155,7 @@ pub(crate) async fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pi
             .context("source.fluvio")?;
         sources.push(Box::new(source));
     }
-    let generation = ledger.generation().await.context("the ledger's generation")?;
+    let seen = ledger.generation().await.context("the ledger's generation")?;
     if let Some(section) = &config.source.files {
         sources.push(Box::new(files_source(config, section, pool.clone(), bell.clone())?));
     }
@@ -147,8 +173,13 @@ pub(crate) async fn pipeline(config: &Config, pool: PgPool) -> anyhow::Result<Pi
             .context("source.postgres")?;
         sources.push(Box::new(source));
     }
-    let limits = tombstream_dataflow::Config { generation, ..limits(config) };
-    Ok(Pipeline { config: limits, relations, ledger: Arc::new(ledger), stores, sources })
+    let server = ServerClock::default();
+    server.set(seen.generation, seen.written);
+    let limits = tombstream_dataflow::Config { server: server.clone(), ..limits(config) };
+    let ledger = Arc::new(ledger);
+    let watched = Watched { ledger: Arc::clone(&ledger), server, bell: watch_bell };
+    let pipeline = Pipeline { config: limits, relations, ledger, stores, sources };
+    Ok((pipeline, watched))
 }
 
 /// Files, with their positions in the ledger.
@@ -224,6 +255,13 @@ pub(crate) fn capture_config(
 /// Where `tombstream capture` publishes to, if it is Kafka.
 pub(crate) fn kafka_publisher(settings: &[(String, Setting)]) -> anyhow::Result<KafkaPublisher> {
     KafkaPublisher::new(publisher_config(settings)).context("capture.kafka")
+}
+
+/// The producer of rehydrate notices.
+pub(crate) fn rehydrate_publisher(
+    settings: &[(String, Setting)],
+) -> anyhow::Result<KafkaPublisher> {
+    KafkaPublisher::new(publisher_config(settings)).context("rehydrate")
 }
 
 /// The producer as its connector takes it. Its secrets are read there.
@@ -305,6 +343,7 @@ fn limits(config: &Config) -> tombstream_dataflow::Config {
         finalize: stage.clone(),
         owe: stage,
         bury: small,
+        letters: config.dead_letters.limits,
         ..tombstream_dataflow::Config::default()
     }
 }

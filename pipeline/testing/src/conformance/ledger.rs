@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tombstream_model::{
-    Candidate, Claimed, DeadLetter, Ending, Ledger, Origin, Outcome, Settled, Verdict,
+    Candidate, Claimed, DeadLetter, Ending, Event, Ledger, LetterForm, LetterLimits, Origin,
+    Outcome, Settled, Verdict,
 };
 
 /// A ledger with a relation that the checks can fill. Its rows have at least one target, and their
@@ -162,11 +163,15 @@ pub async fn an_older_owner_is_fenced<F: LedgerFixture>(fixture: &F) {
 /// stood.
 pub async fn a_dead_letter_is_kept_once<F: LedgerFixture>(fixture: &F) {
     let topic = format!("dead-{}", number());
-    let letter = |offset| DeadLetter {
-        origin: Origin { topic: topic.as_str().into(), partition: 3, offset },
-        reason: "not json".to_owned(),
-        key: Some(vec![0, 159, 146, 150].into()),
-        value: None,
+    let letter = |offset| {
+        let event = Event {
+            origin: Origin { topic: topic.as_str().into(), partition: 3, offset },
+            topic: None,
+            key: Some(vec![0, 159, 146, 150].into()),
+            value: None,
+        };
+        let limits = LetterLimits::default();
+        DeadLetter::new(event, LetterForm::Message, "not json".to_owned(), limits)
     };
     for batch in [vec![letter(1), letter(2)], vec![letter(2), letter(3), letter(3)]] {
         fixture.ledger().bury(&batch).await.expect("a ledger that answers");

@@ -255,7 +255,7 @@ impl Ledger for MemoryLedger {
             let id = (relation, candidate.key.clone());
             let Some(row) = memory.rows.get(&id) else { continue };
             let Some(flag) = row.flag.clone() else { continue };
-            if row.locked || row.held || candidate.found == Found::Removed {
+            if row.locked || row.held || candidate.found != Found::Flagged {
                 continue;
             }
             let open = |it: &Deletion| {

@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
+use tombstream_connectors::postgres::{self, LedgerVersion};
 use tracing::{info, warn};
 
 use crate::config::Config;
@@ -13,6 +14,19 @@ pub(super) async fn api(config: Config) -> anyhow::Result<()> {
     let signals = Signals::listen().context("signals")?;
     let metrics = Metrics::install().context("metrics")?;
     until(signals, config, metrics).await
+}
+
+/// Refuses a ledger that is newer than this binary. A database that is away, or not migrated yet, is
+/// waited for: `/readyz` says so.
+async fn known(pool: &sqlx::PgPool) -> anyhow::Result<()> {
+    match postgres::check_version(pool).await {
+        Err(newer @ LedgerVersion::Newer(_)) => Err(newer.into()),
+        Err(other) => {
+            warn!(error = %super::chain(&other), "the ledger is not ready yet");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 /// The api, until `signals` end it.
@@ -28,6 +42,7 @@ pub(super) async fn until(
         warn!("no relation has a section `api`: there is nothing to serve but the process itself");
     }
     let pool = wiring::api_pool(&config).await?;
+    known(&pool).await?;
     let router = tombstream_api::router(pool, served)?;
     let listener = TcpListener::bind(listen)
         .await

@@ -120,9 +120,13 @@ async fn database(config: &Config, fix: bool, report: &mut Report) {
         Ok(findings) => report.add("database", findings),
         Err(error) => report.error("database", &format!("the ledger can't be looked at: {error}")),
     }
+    match postgres::check_rights(&pool, &config.relations).await {
+        Ok(findings) => report.add("database", findings),
+        Err(error) => report.error("database", &format!("its rights can't be looked at: {error}")),
+    }
     for relation in config.relations.iter() {
         let about = format!("relation {}", relation.name);
-        match postgres::check(&pool, relation).await {
+        match postgres::check(&pool, relation, &config.relations).await {
             Ok(findings) => report.add(&about, findings),
             Err(error) => report.error(&about, &format!("it can't be looked at: {error}")),
         }

@@ -1,9 +1,9 @@
-//! `tombstream dead-letters`: messages that could not be decoded.
+//! `tombstream dead-letters`: messages that could not be decoded, and how they are driven again.
 
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, bail};
-use tombstream_connectors::postgres::{self, DeadLetterRow};
+use tombstream_connectors::postgres::{self, DeadLetterRow, Redrive, Redriven};
 
 use crate::config::Config;
 use crate::wiring;
@@ -34,10 +34,28 @@ enum Command {
         /// Its number.
         id: i64,
     },
+    /// Have the running pipeline decode them again, after what was wrong is mended.
+    Redrive {
+        /// Their numbers.
+        #[arg(required_unless_present = "all", value_name = "ID")]
+        ids: Vec<i64>,
+        /// All that are not resolved.
+        #[arg(long, conflicts_with = "ids")]
+        all: bool,
+        /// Of them, those that were written to this topic.
+        #[arg(long)]
+        topic: Option<String>,
+        /// Of them, those whose reason contains this text.
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// Who orders it, for the ledger's record.
+        #[arg(long, value_name = "NAME", env = "USER", default_value = "unknown")]
+        actor: String,
+    },
 }
 
 pub(super) async fn dead_letters(config: Config, args: Args) -> anyhow::Result<()> {
-    let pool = wiring::connect(&config.database, "tombstream-dead-letters").await?;
+    let pool = wiring::connect_ledger(&config.database, "tombstream-dead-letters").await?;
     let unread = "the ledger can't be read; is it migrated (`tombstream migrate`)?";
     match args.command {
         Command::List { after, limit, json } => {
@@ -53,18 +71,86 @@ pub(super) async fn dead_letters(config: Config, args: Args) -> anyhow::Result<(
                 bail!("there is no dead letter {id}");
             };
             println!("{}", line(&letter));
+            println!("{}", fate(&letter));
             println!("key: {}", shown(letter.key.as_deref()));
             println!("value: {}", shown(letter.value.as_deref()));
+        }
+        Command::Redrive { ids, all: _, topic, reason, actor } => {
+            let redrive = Redrive { ids, topic, reason };
+            let redriven = postgres::order_redrive(&pool, &redrive, &actor).await.context(
+                "the order can't be written: this login must own the ledger or be a member of \
+                 tombstream_api or tombstream_pipeline",
+            )?;
+            return said(&redriven);
         }
     }
     Ok(())
 }
 
+fn said(redriven: &Redriven) -> anyhow::Result<()> {
+    for (id, why) in &redriven.refused {
+        println!("{id} is not driven again: {why}");
+    }
+    match redriven.ordered.len() {
+        0 => println!("nothing is driven again"),
+        count => println!(
+            "{count} letters are driven again by the pipeline that reads {}; `tombstream dead-letters \
+             list` shows what stays",
+            redriven.topics.join(", ")
+        ),
+    }
+    if redriven.refused.is_empty() { Ok(()) } else { bail!("some letters can't be driven again") }
+}
+
+/// How much of it is here, and what became of it.
+fn fate(letter: &DeadLetterRow) -> String {
+    let digest = letter.sha256.as_deref().map(|digest| shown(Some(digest))).unwrap_or_default();
+    let mut text = match letter.kept.as_str() {
+        "whole" => format!("{} bytes, whole", letter.bytes),
+        "cut" => format!(
+            "{} bytes, cut to dead_letters.bytes_max: it can't be driven again; SHA-256 {digest}",
+            letter.bytes
+        ),
+        _ => format!(
+            "{} bytes, none kept (dead_letters.redact): it can't be driven again; SHA-256 {digest}",
+            letter.bytes
+        ),
+    };
+    if letter.form == "row" {
+        text.push_str("; a row of the log: it can't be driven again, the sweep finds its flag");
+    }
+    if let Some(topic) = &letter.written_to {
+        text.push_str(&format!("; written to {topic}"));
+    }
+    if letter.attempts > 1 {
+        text.push_str(&format!("; undecodable {} times", letter.attempts));
+    }
+    if let Some(at) = &letter.redrive_at {
+        text.push_str(&format!(
+            "; to be driven again since {}",
+            at.format("%Y-%m-%d %H:%M:%S UTC")
+        ));
+    }
+    if let Some(at) = &letter.resolved_at {
+        text.push_str(&format!("; resolved {}", at.format("%Y-%m-%d %H:%M:%S UTC")));
+    }
+    text
+}
+
 fn line(letter: &DeadLetterRow) -> String {
     let at = letter.buried_at.format("%Y-%m-%d %H:%M:%S UTC");
     format!(
-        "{} {at} {}/{}@{}: {}",
-        letter.id, letter.topic, letter.partition, letter.offset, letter.reason
+        "{} {at} {}/{}@{}{}: {}",
+        letter.id,
+        letter.topic,
+        letter.partition,
+        letter.offset,
+        match (&letter.resolved_at, &letter.redrive_at) {
+            (Some(_), _) => " (resolved)",
+            (None, Some(_)) => " (to be driven again)",
+            (None, None) => "",
+        },
+        letter.reason
     )
 }
 

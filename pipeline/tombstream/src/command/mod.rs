@@ -2,14 +2,21 @@
 //!
 //! Exit codes: 0 it is done, 1 it failed, 2 the command line or the configuration is wrong.
 
+mod actor;
 mod api;
+mod breaker;
 mod capture;
 mod check;
 mod dead_letters;
 #[cfg(feature = "demo")]
 mod demo;
+mod explain;
+mod hold;
+pub(crate) mod ledger;
 mod migrate;
+mod parked;
 mod receipts;
+mod rehydrations;
 mod resume;
 mod run;
 mod status;
@@ -59,10 +66,22 @@ enum Command {
     Check(check::Args),
     /// Say where everything stands: deletions, what is owed, pauses, dead letters.
     Status(status::Args),
-    /// Look at messages that could not be decoded.
+    /// Say what happened to one row, what its deletion waits for, and what can be done.
+    Explain(explain::Args),
+    /// Keep a row, whatever its flag says.
+    Hold(hold::Args),
+    /// Deletions that need a person: look, retry, waive.
+    Parked(parked::Args),
+    /// What the breaker kept back: look, approve, reject.
+    Breaker(breaker::Args),
+    /// Restored rows whose hidden copies are to be made again.
+    Rehydrations(rehydrations::Args),
+    /// Look at messages that could not be decoded, and drive them again.
     DeadLetters(dead_letters::Args),
     /// Print the receipts, or check printed ones without any server.
     Receipts(receipts::Args),
+    /// Move closed deletions to the archive now; `run` does so every hour.
+    Ledger(ledger::Args),
     /// End a relation's pause, after its cause was mended.
     Resume(resume::Args),
     /// Say that a store that was taken out of the configuration holds nothing any more.
@@ -130,12 +149,20 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Migrate(args) => migrate::migrate(load(Needs::Database)?, args).await?,
         Command::Check(args) => check::check(load(Needs::Everything)?, args).await?,
         Command::Status(args) => status::status(load(Needs::Database)?, args).await?,
+        Command::Explain(args) => explain::explain(load(Needs::Database)?, args).await?,
+        Command::Hold(args) => hold::hold(load(Needs::Database)?, args).await?,
+        Command::Parked(args) => parked::parked(load(Needs::Database)?, args).await?,
+        Command::Breaker(args) => breaker::breaker(load(Needs::Database)?, args).await?,
+        Command::Rehydrations(args) => {
+            rehydrations::rehydrations(load(Needs::Database)?, args).await?;
+        }
         Command::DeadLetters(args) => {
             dead_letters::dead_letters(load(Needs::Database)?, args).await?;
         }
         Command::Receipts(args) => {
             receipts::receipts(args, || load(Needs::Database)).await?;
         }
+        Command::Ledger(args) => ledger::ledger(load(Needs::Database)?, args).await?,
         Command::Resume(args) => resume::resume(load(Needs::Database)?, args).await?,
         Command::Stores(args) => stores::stores(load(Needs::Database)?, args).await?,
         Command::Token(args) => token::token(&args)?,
@@ -144,7 +171,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
 }
 
 /// An error with everything that led to it, each said once: many repeat their cause.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut said = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {

@@ -43,7 +43,7 @@ pub(super) async fn receipts(
     match args.what {
         What::Export => {
             let config = load()?;
-            let pool = wiring::connect(&config.database, "tombstream-receipts").await?;
+            let pool = wiring::connect_ledger(&config.database, "tombstream-receipts").await?;
             let mut lines = BufWriter::new(std::io::stdout());
             export(&pool, &mut lines, |_| {}).await?;
             lines.flush().context("standard output")?;

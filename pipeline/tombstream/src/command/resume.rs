@@ -15,7 +15,7 @@ pub(super) struct Args {
 
 pub(super) async fn resume(config: Config, args: Args) -> anyhow::Result<()> {
     chosen(&config, Some(&args.relation))?;
-    let pool = wiring::connect(&config.database, "tombstream-resume").await?;
+    let pool = wiring::connect_ledger(&config.database, "tombstream-resume").await?;
     let place = config.relations.iter().position(|relation| *relation.name == *args.relation);
     let relation = RelationId(u16::try_from(place.context("chosen above")?)?);
     let resumed = wiring::ledger(&config, pool)

@@ -5,11 +5,13 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tombstream_connectors::postgres::{self, Finding, Severity};
 use tombstream_dataflow::Running;
+use tombstream_model::FlagKind;
 use tracing::{error, info, warn};
 
 use crate::config::Config;
 use crate::shutdown::Signals;
 use crate::telemetry::Metrics;
+use crate::upkeep::Upkeep;
 use crate::{http, wiring};
 
 /// Questions of `/healthz` and `/readyz` that may wait for their answer.
@@ -33,7 +35,8 @@ pub(super) async fn until(
         .await
         .with_context(|| format!("pipeline.listen: {listen} can't be listened on"))?;
 
-    let running = tokio::select! {
+    // Ended when this is left.
+    let (running, _upkeep) = tokio::select! {
         running = start(&config) => running?,
         signal = signals.next() => {
             info!(signal, "told to stop before it had started");
@@ -67,16 +70,25 @@ pub(super) async fn until(
     stop(running, signal, &config, &mut signals).await
 }
 
-async fn start(config: &Config) -> anyhow::Result<Running> {
+async fn start(config: &Config) -> anyhow::Result<(Running, Upkeep)> {
     let pool = wiring::connect(&config.database, "tombstream").await?;
     let mut findings =
         postgres::check_ledger(&pool).await.context("the ledger can't be looked at")?;
+    // A ledger of another version is told of its version alone.
+    if findings.iter().all(|finding| finding.severity != Severity::Error) {
+        let rights = postgres::check_rights(&pool, &config.relations).await;
+        findings.extend(rights.context("the login's rights can't be looked at")?);
+    }
     for relation in config.relations.iter() {
         // Not left to `check --live` alone: a removed row would touch living children (S3).
-        let references = postgres::references(&pool, relation).await;
+        let references = postgres::references(&pool, relation, &config.relations).await;
         findings.extend(references.with_context(|| format!("relation {}", relation.name))?);
         // It runs without, but promises less: a late restore is noticed, not refused (S2).
         for guard in postgres::guards(&pool, relation).await.context("the guard triggers")? {
+            if guard.severity != Severity::Good && relation.flag.kind == FlagKind::Boolean {
+                // True tells no two lives apart: only the guard does.
+                bail!("relation {}: its flag is a boolean, and {}", relation.name, guard.text);
+            }
             if guard.severity != Severity::Good {
                 warn!(relation = %relation.name, "{}", guard.text);
             }
@@ -92,8 +104,9 @@ async fn start(config: &Config) -> anyhow::Result<Running> {
             Severity::Error => bail!("{}", finding.text),
         }
     }
-    let pipeline = wiring::pipeline(config, pool).await?;
-    Ok(pipeline.start(tokio::runtime::Handle::current())?)
+    let (pipeline, watched) = wiring::pipeline(config, pool.clone()).await?;
+    let upkeep = Upkeep::start(config, pool, watched)?;
+    Ok((pipeline.start(tokio::runtime::Handle::current())?, upkeep))
 }
 
 /// Stops polling, drains, commits and leaves, in `drain_max`; a second signal leaves at once. What

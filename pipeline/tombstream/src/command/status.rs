@@ -16,7 +16,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn status(config: Config, args: Args) -> anyhow::Result<()> {
-    let pool = wiring::connect(&config.database, "tombstream-status").await?;
+    let pool = wiring::connect_ledger(&config.database, "tombstream-status").await?;
     let status = postgres::status(&pool)
         .await
         .context("the ledger can't be read; is it migrated (`tombstream migrate`)?")?;
@@ -57,6 +57,27 @@ fn text(status: &Status) -> Result<String, std::fmt::Error> {
         writeln!(text, "    {}", pause.detail.0)?;
         writeln!(text, "    when mended: tombstream resume {}", pause.relation)?;
     }
+    for waiting in &status.waiting {
+        let name = &waiting.relation;
+        if let Some(at) = waiting.tripped_at {
+            let since = at.format("%Y-%m-%d %H:%M:%S UTC");
+            let why = waiting.tripped.as_deref().unwrap_or("no reason is known");
+            writeln!(text, "breaker of {name} tripped since {since}: {why}")?;
+        }
+        for (count, what, look) in [
+            (waiting.kept_back, "kept back by the breaker", "tombstream breaker show"),
+            (waiting.parked, "parked", "tombstream parked list"),
+            (waiting.holds, "holds active", ""),
+            (waiting.hidden, "hidden, and not claimed yet", ""),
+            (waiting.rehydrations, "rehydrations not done", "tombstream rehydrations list --all"),
+        ] {
+            match (count, look) {
+                (0, _) => {}
+                (_, "") => writeln!(text, "{name}: {count} {what}")?,
+                (_, look) => writeln!(text, "{name}: {count} {what}: {look} {name}")?,
+            }
+        }
+    }
     writeln!(text, "dead letters: {}", status.dead_letters)?;
     Ok(text)
 }
@@ -69,7 +90,7 @@ fn age(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tombstream_connectors::postgres::{OwedStore, RelationStatus};
+    use tombstream_connectors::postgres::{OwedStore, RelationStatus, WaitingRelation};
 
     use super::*;
 
@@ -89,10 +110,21 @@ mod tests {
                 said: Some("503".into()),
             }],
             paused: Vec::new(),
+            waiting: vec![WaitingRelation {
+                relation: "documents".into(),
+                tripped_at: Some("2026-11-23T10:00:00Z".parse().unwrap()),
+                tripped: Some("too many".into()),
+                kept_back: 5,
+                holds: 1,
+                ..WaitingRelation::default()
+            }],
             dead_letters: 0,
         };
         let expected = "documents claimed: 3 (oldest first seen 1m 1s ago)\n\
                         owed by store search to documents: 2 targets; it said: 503\n\
+                        breaker of documents tripped since 2026-11-23 10:00:00 UTC: too many\n\
+                        documents: 5 kept back by the breaker: tombstream breaker show documents\n\
+                        documents: 1 holds active\n\
                         dead letters: 0\n";
         assert_eq!(text(&status).unwrap(), expected);
     }

@@ -10,7 +10,9 @@ mod database;
 mod document;
 mod files;
 mod fluvio;
+mod ledger;
 mod pipeline;
+mod rehydrate;
 mod relation;
 mod rules;
 mod secret;
@@ -29,7 +31,9 @@ pub(crate) use capture::{Broker, CaptureSection};
 pub(crate) use database::DatabaseConfig;
 pub(crate) use document::{Place, Problem, Problems};
 pub(crate) use files::FilesSection;
+pub(crate) use ledger::{DeadLettersSection, LedgerSection};
 pub(crate) use pipeline::PipelineConfig;
+pub(crate) use rehydrate::RehydrateSection;
 pub(crate) use relation::RouteConfig;
 pub(crate) use secret::{Secret, SecretRef};
 pub(crate) use source::{KafkaSection, PostgresSection, Setting, SourceConfig};
@@ -50,10 +54,14 @@ pub(crate) struct Config {
     pub(crate) file: String,
     pub(crate) database: DatabaseConfig,
     pub(crate) pipeline: PipelineConfig,
+    pub(crate) ledger: LedgerSection,
+    pub(crate) dead_letters: DeadLettersSection,
     pub(crate) api: ApiSection,
     pub(crate) source: SourceConfig,
     /// None: nothing is captured to a broker.
     pub(crate) capture: Option<CaptureSection>,
+    /// None: rehydrate notices stay in the ledger.
+    pub(crate) rehydrate: Option<RehydrateSection>,
     /// In the order of their names; the index is the `StoreId`.
     pub(crate) stores: Vec<StoreConfig>,
     /// In the order of their names; the index is the `RelationId`.
@@ -122,12 +130,18 @@ impl Config {
         let database = root.table("database", DatabaseConfig::read).flatten();
         let pipeline = root.table("pipeline", PipelineConfig::read);
         let pipeline = pipeline.unwrap_or_else(|| root.absent(PipelineConfig::read));
+        let ledger = root.table("ledger", LedgerSection::read);
+        let ledger = ledger.unwrap_or_else(|| root.absent(LedgerSection::read));
+        let dead_letters = root.table("dead_letters", DeadLettersSection::read);
+        let dead_letters = dead_letters.unwrap_or_else(|| root.absent(DeadLettersSection::read));
         let api = root.table("api", ApiSection::read);
         let api = api.unwrap_or_else(|| root.absent(ApiSection::read));
         let source = match root.has("source") {
             true => root.table("source", SourceConfig::read).flatten(),
             false => Some(SourceConfig::default()),
         };
+        let has_rehydrate = root.has("rehydrate");
+        let rehydrate = root.table("rehydrate", RehydrateSection::read).flatten();
         let has_capture = root.has("capture");
         let capture = root.table("capture", CaptureSection::read).flatten();
         let read = root.tables("store", StoreConfig::read);
@@ -166,15 +180,19 @@ impl Config {
         }
         let complete = models.len() == written
             && stores.len() == names.len()
+            && rehydrate.is_some() == has_rehydrate
             && capture.is_some() == has_capture;
         let (database, source) = (database?, source?);
         complete.then(|| Self {
             file: String::new(),
             database,
             pipeline,
+            ledger,
+            dead_letters,
             api,
             source,
             capture,
+            rehydrate,
             stores,
             relations: models.into(),
             routes,

@@ -23,6 +23,8 @@ use crate::config::{ApiConfig, ApiRelation};
 use crate::key;
 use crate::routes::row_path;
 
+mod orders;
+
 /// A row's id in the examples.
 const EXAMPLE_UUID: &str = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11";
 const EXAMPLE_TIME: &str = "2026-11-23T10:00:00.123456Z";
@@ -129,6 +131,7 @@ impl Described<'_> {
             (format!("{row_path}/deletion"), PathItem::new(HttpMethod::Get, self.status())),
             (format!("/{}/deletions", self.api.path), PathItem::new(HttpMethod::Get, self.list())),
         ];
+        paths.extend(orders::paths(self, &row_path));
         if let Some(create) = &self.api.create {
             let item = PathItem::new(HttpMethod::Post, self.create(create));
             paths.push((format!("/{}/", self.api.path), item));
@@ -189,6 +192,9 @@ impl Described<'_> {
                 "row_gone": false,
                 "targets": [example_target()],
             },
+            "waits_for": [],
+            "can": [],
+            "happened": [{"at": EXAMPLE_TIME, "what": "deletion 7 finalized", "by": null}],
         });
         let content = json_content(Ref::from_schema_name("Deletion"), example);
         let status = self
@@ -371,7 +377,10 @@ fn components() -> ComponentsBuilder {
         .required("row")
         .property("flip_lsn", nullable(Type::String))
         .property("targets", targets())
-        .property("receipt", Ref::from_schema_name("Receipt"));
+        .property("receipt", Ref::from_schema_name("Receipt"))
+        .property("waits_for", orders::waits())
+        .property("can", ArrayBuilder::new().items(RefOr::T(plain(Type::String))))
+        .property("happened", orders::events());
     ComponentsBuilder::from(Components::new())
         .schema("Problem", Schema::from(problem.build()))
         .schema("Target", Schema::from(target.build()))
@@ -511,6 +520,19 @@ mod tests {
             ("/documents/{id}/restore", "post", "409"),
             ("/documents/{id}/deletion", "get", "404"),
             ("/documents/deletions", "get", "200"),
+            ("/documents/{id}/holds", "post", "201"),
+            ("/documents/{id}/holds", "get", "200"),
+            ("/documents/{id}/holds/{hold_number}", "delete", "409"),
+            ("/documents/parked", "get", "200"),
+            ("/documents/parked/{id}/retry", "post", "409"),
+            ("/documents/parked/{id}/waive", "post", "422"),
+            ("/documents/breaker", "get", "200"),
+            ("/documents/breaker/approve", "post", "200"),
+            ("/documents/breaker/reject", "post", "422"),
+            ("/documents/bulk/delete", "post", "409"),
+            ("/documents/bulk/restore", "post", "200"),
+            ("/documents/rehydrations", "get", "200"),
+            ("/documents/rehydrations/{id}/done", "post", "409"),
             ("/readyz", "get", "503"),
         ] {
             let answer = &document["paths"][path][method]["responses"][status];
