@@ -32,11 +32,9 @@ impl Tree {
         write(&self.sources.join(file), text.as_bytes())
     }
 
-    /// As the checkout has it.
-    pub(super) fn restore(&self, file: &str) -> Result<()> {
-        let from = shell::root().join(file);
-        let bytes = std::fs::read(&from).with_context(|| format!("can't read {file}"))?;
-        write(&self.sources.join(file), &bytes)
+    pub(super) fn read(&self, file: &str) -> Result<String> {
+        std::fs::read_to_string(self.sources.join(file))
+            .with_context(|| format!("can't read the copy of {file}"))
     }
 }
 

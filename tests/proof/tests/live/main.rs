@@ -1,0 +1,88 @@
+//! Random histories of the real ledger, on a real Postgres, in lockstep with the reference model.
+//!
+//! `TOMBSTREAM_PROOF_HISTORIES` says how many (10,000 where it says nothing), `TOMBSTREAM_PROOF_SEED` which ones
+//! (a number; always the same ones where it says nothing). What failed once is in `regressions.jsonl`, one
+//! history a line, and is tried first.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
+mod database;
+mod history;
+mod lockstep;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use tombstream_proof::reference::Step;
+
+use database::Database;
+use history::{Drawn, histories};
+use lockstep::{Disagreement, Lockstep};
+
+/// How many histories go side by side: each step of all of them is a few statements.
+const SIDE_BY_SIDE: usize = 10_000;
+
+fn number(variable: &str, default: u64) -> u64 {
+    match std::env::var(variable) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{variable} is no number: {text}")),
+        Err(_) => default,
+    }
+}
+
+fn regressions() -> Vec<Vec<Step>> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/live/regressions.jsonl");
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+async fn agree(database: &Database, histories: &[Vec<Step>]) -> Result<(), Disagreement> {
+    Lockstep::new(database, histories).await.run().await
+}
+
+#[tokio::test]
+async fn what_failed_once_agrees_with_the_reference_model() {
+    let database = Database::new().await;
+    if let Err(found) = agree(&database, &regressions()).await {
+        panic!("{found}");
+    }
+    database.drop().await;
+}
+
+/// A history that disagrees is made as short as it can be, alone in a run of its own, before it is shown.
+#[tokio::test]
+async fn random_histories_agree_with_the_reference_model() {
+    let wanted = number("TOMBSTREAM_PROOF_HISTORIES", 10_000);
+    let seed = number("TOMBSTREAM_PROOF_SEED", 1);
+    let started = Instant::now();
+    let database = Database::new().await;
+    let mut done = 0;
+    let mut steps = 0;
+    let mut drawn = histories(seed);
+    while done < wanted {
+        let count = (wanted - done).min(SIDE_BY_SIDE as u64);
+        let mut batch: Vec<Drawn> = (0..count).map(|_| drawn()).collect();
+        let shown: Vec<Vec<Step>> = batch.iter().map(Drawn::steps).collect();
+        if let Err(found) = agree(&database, &shown).await {
+            let mut history = batch.swap_remove(found.history);
+            let mut shortest = (history.steps(), found);
+            // A disagreement that needs its neighbours is shown as it is.
+            while let Some(steps) = history.shorter() {
+                match agree(&database, std::slice::from_ref(&steps)).await {
+                    Ok(()) if !history.longer() => break,
+                    Ok(()) => {}
+                    Err(found) => shortest = (steps, found),
+                }
+            }
+            let line = serde_json::to_string(&shortest.0).unwrap();
+            panic!("seed {seed}: {}\nfor regressions.jsonl:\n{line}", shortest.1);
+        }
+        steps += shown.iter().map(Vec::len).sum::<usize>();
+        done += count;
+        database.clear().await;
+    }
+    println!(
+        "{done} histories, {steps} steps, all as the model has them, {:.0} s",
+        started.elapsed().as_secs_f32()
+    );
+    database.drop().await;
+}
