@@ -392,3 +392,37 @@ async fn without_the_roles_the_guard_stands_in_nobodys_way() {
     login.remove(&database).await;
     database.drop_database().await;
 }
+
+/// `cargo test -p tombstream-connectors --features live --test live-ledger -- --ignored --nocapture
+/// what_the_last_guard_costs`
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn what_the_last_guard_costs() {
+    let database = with_roles(&documents(), None).await;
+    let login = Login::member(&database, PIPELINE_ROLE).await;
+    let ledger = Database::ledger_on(login.pool.clone(), documents(), |_| {});
+    let mut seconds = [0.0, 0.0];
+    // In turns, so that what else runs here disturbs both alike.
+    for round in 0..40 {
+        let with = round % 2;
+        let switch = ["disable", "enable always"][with];
+        let sql = format!("alter table documents {switch} trigger zz_tombstream_a_last_guard");
+        database.pool.execute(AssertSqlSafe(sql)).await.unwrap();
+        let keys = database.insert(500, true).await;
+        let claims = ledger.claim(DOCUMENTS, &candidates(&keys)).await.unwrap();
+        let batch = all(claims, Verdict::Deleted);
+        let begun = std::time::Instant::now();
+        let endings = ledger.finalize(DOCUMENTS, &batch).await.unwrap();
+        seconds[with] += begun.elapsed().as_secs_f64();
+        assert_eq!(endings, vec![Ending::Finalized; 500]);
+    }
+    let ms = seconds.map(|seconds| seconds * 1_000.0 / 20.0);
+    println!(
+        "finalizing 500 rows: {:.1} ms without the guard, {:.1} ms with it, {:.2} times",
+        ms[0],
+        ms[1],
+        ms[1] / ms[0]
+    );
+    login.remove(&database).await;
+    database.drop_database().await;
+}
