@@ -86,7 +86,11 @@ fn arrival_function(relation: &Relation, function: &str) -> String {
         insert into tombstream.moved_key (relation, key) values ({name}, {old_key})
         on conflict (relation, key) do update set at = now();
     end if;
-    if removed and claimed is not null then
+    -- A claimed row that is still there meets its own key's constraint; one that another hand has removed
+    -- meanwhile leaves the claim behind, and its copies are being destroyed all the same.
+    if claimed is not null and (removed or not exists (
+        select from {table} t where {there} is not distinct from {new_row}))
+    then
         raise exception using errcode = '{CLAIMED_SQLSTATE}', message = {message},
             hint = 'try again when its deletion is finalized, or use another key';
     end if;
@@ -100,6 +104,9 @@ fn arrival_function(relation: &Relation, function: &str) -> String {
 "#,
             bucket = bucket(&name, &key),
             old_key = table.key("old"),
+            table = table.name(),
+            there = row(&table, "t"),
+            new_row = row(&table, "new"),
         ),
     };
     let body = format!(
