@@ -66,7 +66,8 @@ fn arrival_function(relation: &Relation, function: &str) -> String {
             r#"
     perform pg_catalog.pg_advisory_xact_lock_shared({bucket});
     if current_setting('transaction_isolation') = 'read committed' then
-        select d.claimed_at, d.removed is not null into claimed, removed
+        select d.id, d.claimed_at, d.removed is not null, d.hidden_at is not null
+        into open_deletion, claimed, removed, hidden
         from tombstream.deletion d where d.relation = {name} and d.key = {key}
             and d.state in ('pending', 'hidden', 'claimed', 'parked');
     else
@@ -74,8 +75,8 @@ fn arrival_function(relation: &Relation, function: &str) -> String {
         values ({name}, {key}, 'pending')
         on conflict (relation, key) where state in ('pending', 'hidden', 'claimed', 'parked')
         do update set state = d.state
-        returning d.id, d.claimed_at, d.removed is not null, d.xmax = 0
-        into open_deletion, claimed, removed, inserted;
+        returning d.id, d.claimed_at, d.removed is not null, d.hidden_at is not null, d.xmax = 0
+        into open_deletion, claimed, removed, hidden, inserted;
         if inserted then
             delete from tombstream.deletion where id = open_deletion;
         end if;
@@ -86,20 +87,35 @@ fn arrival_function(relation: &Relation, function: &str) -> String {
         insert into tombstream.moved_key (relation, key) values ({name}, {old_key})
         on conflict (relation, key) do update set at = now();
     end if;
-    if removed and claimed is not null then
+    -- A row that is still there is not used anew: its key's constraint is met, or an upsert goes on to update
+    -- it. One that another hand has removed leaves its claim or its hide behind, which may still destroy.
+    is_anew := removed or (claimed is not null or hidden) and not exists (
+        select from {table} t where {there} is not distinct from {new_row});
+    if is_anew and claimed is not null then
         raise exception using errcode = '{CLAIMED_SQLSTATE}', message = {message},
             hint = 'try again when its deletion is finalized, or use another key';
     end if;
-    if removed then
-        update tombstream.deletion
-        set state = 'superseded', closed_at = clock_timestamp(), lease_until = null,
-            reason = concat_ws('; ', 'the key was used anew', reason)
-        where relation = {name} and key = {key} and claimed_at is null
-            and state in ('pending', 'hidden', 'parked');
+    if is_anew then
+        with outlived as (
+            update tombstream.deletion
+            set state = 'superseded', closed_at = clock_timestamp(),
+                reason = concat_ws('; ', 'the key was used anew', reason)
+            where id = open_deletion and claimed_at is null
+                and state in ('pending', 'hidden', 'parked')
+            returning id, relation, key, targets, hidden_at, lease_until, lease_token
+        )
+        insert into tombstream.rehydrate
+            (deletion_id, relation, key, targets, ready_at, lease_token)
+        select id, relation, key, targets,
+            greatest(lease_until, clock_timestamp()), lease_token
+        from outlived where hidden_at is not null;
     end if;
 "#,
             bucket = bucket(&name, &key),
             old_key = table.key("old"),
+            table = table.name(),
+            there = row(&table, "t"),
+            new_row = row(&table, "new"),
         ),
     };
     let body = format!(
@@ -108,7 +124,9 @@ declare
     open_deletion bigint;
     claimed timestamptz;
     removed boolean;
+    hidden boolean;
     inserted boolean;
+    is_anew boolean;
 begin
     {reused}
     if tg_op = 'INSERT' and coalesce({set}, false) and {backdated} then

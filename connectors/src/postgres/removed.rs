@@ -126,11 +126,8 @@ fn record_sql(relation: &Relation) -> String {
                      and o.state in ('pending', 'hidden', 'parked'))) \
          order by i.key \
          on conflict (relation, key) where state in ('pending', 'hidden', 'claimed', 'parked') \
-         do update set state = case d.state when 'parked' then d.state else 'pending' end, \
-             removed = case when d.removed is null or d.removed = '{{}}' then excluded.removed \
-                 else d.removed end \
-             where d.claimed_at is null and d.state in ('pending', 'parked') \
-                 and (d.removed is null or d.removed = '{{}}') \
+         do update set removed = excluded.removed \
+             where d.claimed_at is null and (d.removed is null or d.removed = '{{}}') \
          returning d.key",
         table = table.name(),
         matches = table.matches_array("t", "i.key"),
@@ -176,7 +173,7 @@ fn due_sql(relation: &Relation) -> String {
          where d.relation = {name} and d.key in ( \
                  select array(select jsonb_array_elements_text(u.key::jsonb)) \
                  from unnest($1::text[]) as u(key)) \
-             and d.removed is not null and d.state = 'pending' \
+             and d.removed is not null and d.state in ('pending', 'hidden') \
              and d.first_seen <= now() - {grace} \
              and (d.kept_back_at is null or d.approved_at is not null) \
              and not {held} \
@@ -202,14 +199,15 @@ fn claim_sql(relation: &Relation) -> String {
     format!(
         "with token as materialized (select nextval('tombstream.lease_token') as token), \
          decided as ( \
-             select d.id, i.targets::jsonb as targets, i.refusal, d.approved_at is null as spends, case \
+             select d.id, i.targets::jsonb as targets, i.refusal, \
+                 d.approved_at is null and d.hidden_at is null as spends, case \
                  when exists (select from {table} t where {matches}) then 'superseded' \
                  when {held} then 'pending' \
                  when i.refusal is not null then 'parked' \
                  else 'claimed' end as due \
              from tombstream.deletion d \
              join unnest($1::bigint[], $2::text[], $3::text[]) as i(id, targets, refusal) on d.id = i.id \
-             where d.state = 'pending' and d.removed is not null \
+             where d.state in ('pending', 'hidden') and d.removed is not null \
          ), \
          budget as materialized ({budget}), \
          mine as ( \
@@ -218,7 +216,7 @@ fn claim_sql(relation: &Relation) -> String {
              from decided cross join budget where due <> 'pending' \
          ) \
          update tombstream.deletion d set \
-             state = case when mine.refused then 'pending' else mine.due end, \
+             state = case when mine.refused then d.state else mine.due end, \
              reason = case mine.due when 'superseded' then 'the key was used anew' else mine.refusal end, \
              closed_at = case mine.due when 'superseded' then clock_timestamp() end, \
              targets = case when goes then mine.targets else d.targets end, \
@@ -226,11 +224,12 @@ fn claim_sql(relation: &Relation) -> String {
              lease_token = case when goes then token.token end, \
              lease_until = case when goes then clock_timestamp() + make_interval(secs => $5) end, \
              attempts = case when goes then 1 else d.attempts end, \
+             due_at = case when goes then null else d.due_at end, \
              claimed_at = case when goes then clock_timestamp() end, \
              kept_back_at = case when refused then clock_timestamp() else d.kept_back_at end \
-         from mine cross join token where d.id = mine.id and d.state = 'pending' \
+         from mine cross join token where d.id = mine.id and d.state in ('pending', 'hidden') \
          returning d.id, d.relation, d.key, d.flip_lsn::text, d.targets, d.lease_token, d.state, \
-             d.kept_back_at is not null and d.approved_at is null",
+             d.kept_back_at is not null and d.approved_at is null, d.hidden_at is not null",
         table = table.name(),
         matches = table.matches_array("t", "d.key"),
         held = is_held(&name, "d.key"),
@@ -436,7 +435,7 @@ impl PgLedger {
                         lsn: row.try_get(3)?,
                         targets: row.try_get::<Json<Vec<TargetEntry>>, _>(4)?.0,
                         is_hide: false,
-                        was_hidden: false,
+                        was_hidden: row.try_get(8)?,
                         waived: BTreeSet::new(),
                     },
                     row.try_get(5)?,

@@ -378,7 +378,7 @@ fn removed_sql(relation: &Relation) -> String {
     let name = literal(&relation.name);
     format!(
         "select d.id, d.key from tombstream.deletion d where d.relation = {name} and d.id > $2 \
-             and d.removed is not null and d.state = 'pending' \
+             and d.removed is not null and d.state in ('pending', 'hidden') \
              and d.first_seen <= now() - {grace} \
              and (d.kept_back_at is null or d.approved_at is not null) \
              and not {held} \

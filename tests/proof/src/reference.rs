@@ -147,7 +147,7 @@ pub struct Key {
     pub receipts: usize,
     /// How many notices that a recoverable copy is to be filled again.
     pub rehydrates: usize,
-    /// Removals of rows: whether a deletion of ours did it, oldest first.
+    /// Removals of rows, oldest first: whether a receipt of ours speaks for it.
     pub removals: Vec<bool>,
     /// A person holds it.
     pub held: bool,
@@ -244,12 +244,18 @@ impl Key {
         if self.row.is_some() {
             return true;
         }
-        // No row comes to life under a key whose copies are being destroyed.
+        // No row comes to life under a key whose copies are being destroyed; under one whose recoverable
+        // copies may be, somebody is told.
+        let mut was_hidden = false;
         match self.open() {
             Some(open) if open.claimed => return false,
-            Some(open) if open.removed => open.state = State::Superseded,
+            Some(open) if open.removed || open.hidden => {
+                open.state = State::Superseded;
+                was_hidden = open.hidden;
+            }
             Some(_) | None => {}
         }
+        self.rehydrates += usize::from(was_hidden);
         self.copies = [true; STORES];
         self.row = Some(None);
         if let Some(value) = value {
@@ -458,6 +464,8 @@ impl Key {
         match deletion.state {
             State::Finalized => {
                 self.receipts += 1;
+                // The receipt speaks for whatever removed the row until now.
+                self.removals.fill(true);
                 if self.row.take().is_some() {
                     self.removals.push(true);
                 }

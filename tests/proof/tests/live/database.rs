@@ -66,18 +66,6 @@ impl Database {
         }
     }
 
-    /// What is done is in nobody's way.
-    pub(crate) async fn clear(&self) {
-        for sql in [
-            "truncate documents",
-            "alter table tombstream.receipt disable trigger user",
-            "truncate tombstream.receipt, tombstream.deletion, tombstream.rehydrate, tombstream.hold",
-            "alter table tombstream.receipt enable trigger user",
-        ] {
-            self.pool.execute(sql).await.unwrap();
-        }
-    }
-
     pub(crate) async fn drop(self) {
         self.pool.close().await;
         let drop = format!("drop database if exists {} with (force)", self.name);

@@ -5,33 +5,14 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use tombstream_proof::reference::{Age, Fate, Step, Value};
 
-/// A history that can be made shorter.
-pub(crate) struct Drawn(Box<dyn ValueTree<Value = Vec<Step>>>);
-
-impl Drawn {
-    pub(crate) fn steps(&self) -> Vec<Step> {
-        self.0.current()
-    }
-
-    /// The next simpler one, if there is one.
-    pub(crate) fn shorter(&mut self) -> Option<Vec<Step>> {
-        self.0.simplify().then(|| self.0.current())
-    }
-
-    /// That one was too simple.
-    pub(crate) fn longer(&mut self) -> bool {
-        self.0.complicate()
-    }
-}
-
 /// Draws histories, the same ones for each seed.
-pub(crate) fn histories(seed: u64) -> impl FnMut() -> Drawn {
+pub(crate) fn histories(seed: u64) -> impl FnMut() -> Vec<Step> {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-    let strategy = proptest::collection::vec(step(), 1..=20).boxed();
-    move || Drawn(Box::new(strategy.new_tree(&mut runner).expect("nothing is filtered")))
+    let strategy = proptest::collection::vec(step(), 15..=20).boxed();
+    move || strategy.new_tree(&mut runner).expect("nothing is filtered").current()
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -47,7 +28,7 @@ fn step() -> impl Strategy<Value = Step> {
             1 => Just(Fate::Refused),
         ]
     };
-    let worker = || 0_u8..2;
+    let worker = || prop_oneof![3 => Just(0_u8), 1 => Just(1_u8)];
     prop_oneof![
         6 => proptest::option::weighted(0.6, value()).prop_map(Step::Insert),
         4 => value().prop_map(Step::Flag),

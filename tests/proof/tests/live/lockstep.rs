@@ -22,8 +22,7 @@ const BATCH: usize = 1_000;
 /// Where the two differ.
 #[derive(Debug)]
 pub(crate) struct Disagreement {
-    pub(crate) history: usize,
-    steps: Vec<Step>,
+    pub(crate) steps: Vec<Step>,
     what: String,
 }
 
@@ -82,7 +81,7 @@ impl<'a> Lockstep<'a> {
         for at in 0..longest {
             if let Err((history, what)) = self.step(at).await {
                 let steps = self.runs[history].steps[..=at].to_vec();
-                return Err(Disagreement { history, steps, what });
+                return Err(Disagreement { steps, what });
             }
         }
         Ok(())
