@@ -23,7 +23,9 @@ alter table tombstream.deletion drop constraint deletion_check1, add constraint 
 alter table tombstream.receipt alter column flag drop not null,
     -- Where the log stood when the row had been removed: what is told of the key from behind here is of
     -- another life.
-    add column removed_lsn pg_lsn;
+    add column removed_lsn pg_lsn,
+    -- Stores that were waived before there was an address, as in deletion.waived.
+    add column waived jsonb not null default '{}';
 create index receipt_key on tombstream.receipt (relation, key);
 
 -- The moves of a deletion, as `State::may_become` has them (`the_database_allows_what_the_model_allows`).

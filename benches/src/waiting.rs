@@ -31,6 +31,9 @@ pub(crate) struct Options {
     /// How long the pipeline runs beside them, in seconds, before one is due
     #[arg(long, default_value_t = 60)]
     idle: u64,
+    /// A database that `--keep` left, in place of a new one; its rows wait already
+    #[arg(long, value_name = "URL")]
+    on: Option<String>,
     /// Leave the database, and print its url
     #[arg(long)]
     keep: bool,
@@ -46,6 +49,9 @@ pub(crate) async fn run(options: Options) -> Result<()> {
         "TOMBSTREAM_TEST_POSTGRES_URL is not set: `cargo xtask services up --only postgres`, then \
          eval \"$(cargo xtask services env)\"",
     )?;
+    if let Some(url) = &options.on {
+        return scene(&options, url).await;
+    }
     let server = postgres::connect(&url, 2, true, "bench").await?;
     let name = format!("bench_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
     execute(&server, &format!("create database {name}")).await?;
@@ -99,21 +105,19 @@ fn megabytes(bytes: Option<u64>) -> Option<f64> {
     bytes.map(|bytes| bytes as f64 / 1e6)
 }
 
-async fn scene(options: &Options, url: &str) -> Result<()> {
-    let pool = postgres::connect(url, 8, true, "bench").await?;
-    let relation = relation(options.hidden)?;
-    postgres::migrate(&pool).await?;
+async fn fill(options: &Options, pool: &PgPool, relation: &Relation) -> Result<()> {
+    postgres::migrate(pool).await?;
     execute(
-        &pool,
+        pool,
         "create table documents (id uuid primary key default gen_random_uuid(), number integer, \
          name text not null, deleted_at timestamptz)",
     )
     .await?;
-    postgres::install_relation(&pool, &relation).await?;
+    postgres::install_relation(pool, relation).await?;
     let begun = Instant::now();
     let rows = options.rows;
     behind_the_guard(
-        &pool,
+        pool,
         &format!(
             "insert into documents (number, name, deleted_at) \
              select n, 'document ' || n, now() - random() * interval '29 days' \
@@ -123,7 +127,7 @@ async fn scene(options: &Options, url: &str) -> Result<()> {
     .await?;
     if options.hidden {
         execute(
-            &pool,
+            pool,
             "insert into tombstream.deletion (relation, key, state, flag, targets, first_seen, hidden_at, \
                  lease_token, attempts) \
              select 'documents', array[id::text], 'hidden', deleted_at::text, \
@@ -134,10 +138,19 @@ async fn scene(options: &Options, url: &str) -> Result<()> {
         )
         .await?;
     }
-    execute(&pool, "vacuum analyze documents").await?;
-    execute(&pool, "vacuum analyze tombstream.deletion").await?;
+    execute(pool, "vacuum analyze documents").await?;
+    execute(pool, "vacuum analyze tombstream.deletion").await?;
     eprintln!("{rows} rows wait, made in {:.0} s", begun.elapsed().as_secs_f64());
+    Ok(())
+}
 
+async fn scene(options: &Options, url: &str) -> Result<()> {
+    let pool = postgres::connect(url, 8, true, "bench").await?;
+    let relation = relation(options.hidden)?;
+    let rows = options.rows;
+    if options.on.is_none() {
+        fill(options, &pool, &relation).await?;
+    }
     let before = memory("VmRSS:");
     let ledger = PgLedger::new(
         pool.clone(),

@@ -365,6 +365,29 @@ async fn many_keys_are_flagged_and_restored_and_each_is_told() {
     );
 }
 
+/// The claim holds the row when the order comes, and commits while it waits.
+#[tokio::test]
+async fn a_bulk_restore_that_waited_for_a_claim_leaves_it() {
+    let app = app(None).await;
+    app.db.run("insert into documents values (id(1), 'x', now(), now())").await;
+    let mut claimer = PgConnection::connect_with(&app.db.options).await.unwrap();
+    let mut claim = claimer.begin().await.unwrap();
+    let lock = "select from documents for no key update";
+    sqlx::raw_sql(lock).execute(&mut *claim).await.unwrap();
+    let (router, body) = (app.router.clone(), keys([1].into_iter()));
+    let restore =
+        tokio::spawn(
+            async move { send(&router, ask_json("/documents/bulk/restore", &body)).await },
+        );
+    app.db.somebody_waits().await;
+    let claimed = "insert into tombstream.deletion (relation, key, state, flag, targets, lease_token, claimed_at)
+        values ('documents', array[id(1)::text], 'claimed', 'x', '[]', 1, now())";
+    sqlx::raw_sql(claimed).execute(&mut *claim).await.unwrap();
+    claim.commit().await.unwrap();
+    assert_eq!(became(&restore.await.unwrap()), ["claimed"]);
+    assert_eq!(count(&app, "documents where deleted_at is not null").await, 1);
+}
+
 #[tokio::test]
 async fn a_bulk_order_that_makes_no_sense_changes_nothing() {
     let app = app(None).await;

@@ -1,9 +1,11 @@
 //! The receipts, read out of the ledger.
 
+use std::collections::BTreeMap;
+
 use sqlx::types::Json;
 use sqlx::{PgPool, Postgres, Transaction};
 
-use tombstream_model::{DeletionId, Receipt, ReceiptTarget};
+use tombstream_model::{DeletionId, Receipt, ReceiptTarget, Waiver};
 
 /// Receipts of one page: some hundred kilobytes.
 const PAGE: i64 = 1_000;
@@ -21,13 +23,14 @@ struct ReceiptRow {
     deletion_id: i64,
     relation: String,
     key: Vec<String>,
-    flag: String,
+    flag: Option<String>,
     flip_lsn: Option<String>,
     claimed_at: chrono::DateTime<chrono::Utc>,
     finalized_at: chrono::DateTime<chrono::Utc>,
     transaction_id: String,
     row_gone: bool,
     targets: Json<Vec<ReceiptTarget>>,
+    waived: Json<BTreeMap<String, Waiver>>,
 }
 
 impl ReceiptExport {
@@ -41,7 +44,7 @@ impl ReceiptExport {
     pub async fn page(&mut self) -> Result<Vec<Receipt>, sqlx::Error> {
         let rows: Vec<ReceiptRow> = sqlx::query_as(
             "select deletion_id, relation, key, flag, flip_lsn::text, claimed_at, finalized_at, \
-                 transaction_id::text, row_gone, targets \
+                 transaction_id::text, row_gone, targets, waived \
              from tombstream.receipt where deletion_id > $1 order by deletion_id limit $2",
         )
         .persistent(false)
@@ -69,6 +72,7 @@ impl From<ReceiptRow> for Receipt {
             transaction_id: row.transaction_id,
             row_gone: row.row_gone,
             targets: row.targets.0,
+            waived: row.waived.0,
         }
     }
 }

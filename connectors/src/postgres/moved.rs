@@ -95,17 +95,19 @@ pub(super) fn forget_sql(relation: &Relation) -> String {
     )
 }
 
+/// Columns of a row, by name.
+type Columns = BTreeMap<String, Option<String>>;
+
 /// A row's former columns, in the order of the templates'.
 pub(super) fn former_columns(
     prepared: &Prepared,
     row: &PgRow,
     place: usize,
 ) -> Result<Vec<Vec<Option<String>>>, sqlx::Error> {
-    let former: Option<Json<Vec<BTreeMap<String, Option<String>>>>> = row.try_get(place)?;
+    let former: Option<Json<Vec<Columns>>> = row.try_get(place)?;
     let columns = &prepared.claim.columns;
-    let in_order = |mut told: BTreeMap<String, Option<String>>| {
-        columns.iter().map(|name| told.remove(name).flatten()).collect()
-    };
+    let in_order =
+        |mut told: Columns| columns.iter().map(|name| told.remove(name).flatten()).collect();
     Ok(former.map(|Json(all)| all.into_iter().map(in_order).collect()).unwrap_or_default())
 }
 

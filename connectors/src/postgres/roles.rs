@@ -66,7 +66,7 @@ const LEDGER: [Grant; 22] = [
     grant("generation", "select, insert, update", ""),
     grant("slot", "select, insert, update, delete", ""),
     grant("file_position", "select, insert, update", ""),
-    grant("rehydrate", "select, insert, update", "select, update (done_at, done_by)"),
+    grant("rehydrate", "select, insert, update", "select, insert, update (done_at, done_by)"),
     grant(
         "breaker",
         "select, insert, update",

@@ -75,15 +75,16 @@ enum Scan {
         urgent: Pages,
         after: Option<Cursor>,
     },
-    /// Flags in their grace whose recoverable copies are to be hidden. `newest` is the last flag that a whole
-    /// scan has seen: usual rounds begin a little before it, since older ones are hidden already or known to
-    /// the ledger.
+    /// Flags in their grace whose recoverable copies are to be hidden. What was flagged lately is looked at in
+    /// every round, from a little before the `newest` flag that was seen; the `whole` of it a part a round,
+    /// going on where the last one ended, so that millions that wait hold up nothing else.
     Hides {
         relation: RelationId,
         usual: Pages,
         urgent: Pages,
         after: Option<Cursor>,
         newest: Option<String>,
+        whole: Option<Whole>,
     },
     /// Hard deletes that were written down and are due.
     Removed {
@@ -99,6 +100,14 @@ enum Scan {
     Open {
         after: i64,
     },
+}
+
+/// How far a scan is that takes many rounds.
+#[derive(Debug)]
+struct Whole {
+    is_done: bool,
+    /// Pages that this round still has for it.
+    pages_left: u64,
 }
 
 /// The statements of a scan of flags: for its first page, and for the next ones.
@@ -141,17 +150,20 @@ impl Sweep {
         for (relation, id) in relations.iter().zip(0..) {
             let id = RelationId(id);
             if relation.hide.is_some() && relation.flag.kind != FlagKind::Boolean {
-                let pages = |config: &SweepConfig| Pages {
-                    first: hides_sql(relation, config, false).into(),
-                    next: hides_sql(relation, config, true).into(),
-                };
-                scans.push(Scan::Hides {
-                    relation: id,
-                    usual: pages(&config),
-                    urgent: pages(&at_once),
-                    after: None,
-                    newest: None,
-                });
+                for is_whole in [false, true] {
+                    let pages = |config: &SweepConfig| Pages {
+                        first: hides_sql(relation, config, is_whole, false).into(),
+                        next: hides_sql(relation, config, is_whole, true).into(),
+                    };
+                    scans.push(Scan::Hides {
+                        relation: id,
+                        usual: pages(&config),
+                        urgent: pages(&at_once),
+                        after: None,
+                        newest: None,
+                        whole: is_whole.then_some(Whole { is_done: false, pages_left: 0 }),
+                    });
+                }
             }
             if relation.on_hard_delete == OnHardDelete::Destroy {
                 let sql = removed_sql(relation).into();
@@ -223,7 +235,7 @@ impl Sweep {
                 let candidate = |key| swept(*relation, key, Found::Removed);
                 Records::Candidates(keys.into_iter().map(candidate).collect())
             }
-            Scan::Hides { relation, usual, urgent, after, newest } => {
+            Scan::Hides { relation, usual, urgent, after, newest, whole } => {
                 let pages = if self.is_urgent { urgent } else { usual };
                 let sql = if after.is_some() { &pages.next } else { &pages.first };
                 let mut query = self.statements.query(AssertSqlSafe(Arc::clone(sql))).bind(limit);
@@ -246,7 +258,9 @@ impl Sweep {
                 }
                 if let Some(row) = rows.last() {
                     let cursor = Cursor { flag: row.try_get(1)?, key: row.try_get(0)? };
-                    newest.clone_from(&cursor.flag);
+                    if whole.is_none() {
+                        newest.clone_from(&cursor.flag);
+                    }
                     *after = Some(cursor);
                 }
                 Records::Candidates(candidates)
@@ -273,13 +287,24 @@ impl Sweep {
         Ok((records, looked_at))
     }
 
-    /// Back to the beginning; of hides only in one round of so many, and when events were lost.
+    /// Whether the scan at `place` is through for this round.
+    fn ends_turn(&mut self, place: usize, is_last: bool) -> bool {
+        let Scan::Hides { whole: Some(whole), .. } = &mut self.scans[place] else { return is_last };
+        whole.is_done = is_last;
+        whole.pages_left = whole.pages_left.saturating_sub(1);
+        is_last || whole.pages_left == 0
+    }
+
+    /// Back to the beginning; the whole of what waits to be hidden only when it was looked through, in one
+    /// round of so many, or when events were lost.
     fn rewind(&mut self, place: usize, is_whole: bool) {
         match &mut self.scans[place] {
-            Scan::Hides { after, newest, .. } => {
-                *after = None;
-                if is_whole {
-                    *newest = None;
+            Scan::Hides { after, whole: None, .. } => *after = None,
+            Scan::Hides { after, whole: Some(whole), .. } => {
+                whole.pages_left = pages_a_round(&self.config);
+                if self.is_urgent || is_whole && whole.is_done {
+                    *after = None;
+                    whole.is_done = false;
                 }
             }
             Scan::Removed { after, .. } => *after = 0,
@@ -288,6 +313,12 @@ impl Sweep {
             Scan::Open { after } => *after = 0,
         }
     }
+}
+
+/// Pages of a scan that takes many rounds: half of the time between two of them, at the sweep's own rate.
+fn pages_a_round(config: &SweepConfig) -> u64 {
+    let keys = config.interval.as_secs_f64() * f64::from(config.rate_max) / 2.0;
+    ((keys / f64::from(config.page_max.max(1))) as u64).max(1)
 }
 
 /// A candidate that the sweep brings.
@@ -358,12 +389,15 @@ fn removed_sql(relation: &Relation) -> String {
     )
 }
 
+/// What was flagged lately, when nothing is known yet of what was seen before.
+const LATE: Duration = Duration::from_secs(600);
+
 /// A page of flagged rows in their grace, and whether their recoverable copies are still to be hidden. It is
 /// a page of what was looked at: where all are hidden already, none of a million is brought.
 ///
-/// A flag that was set while its transaction was long under way stands among older ones, so a round begins
-/// some time before the newest flag that was seen; the whole scan finds the rest.
-fn hides_sql(relation: &Relation, config: &SweepConfig, goes_on: bool) -> String {
+/// A flag that was set while its transaction was long under way stands among older ones, so the scan of late
+/// ones begins some time before the newest flag that was seen; that of the whole finds the rest.
+fn hides_sql(relation: &Relation, config: &SweepConfig, is_whole: bool, goes_on: bool) -> String {
     let table = Table::new(relation);
     let name = literal(&relation.name);
     let hide = relation.hide.unwrap_or_default();
@@ -390,10 +424,8 @@ fn hides_sql(relation: &Relation, config: &SweepConfig, goes_on: bool) -> String
             columns.iter().zip(2..).map(|((_, kind), n)| format!("${n}::text::{kind}")).collect();
         format!("({order}) > ({})", bound.join(", "))
     } else {
-        format!(
-            "{flag} > coalesce($2::text::{flag_type} - interval '2 minutes', {})",
-            ago(relation.grace)
-        )
+        let from = if is_whole { relation.grace } else { hide.max(config.after) + LATE };
+        format!("{flag} > coalesce($2::text::{flag_type} - interval '2 minutes', {})", ago(from))
     };
     format!(
         "select p.key, p.flag, not {held} and not exists (select from tombstream.deletion d \
@@ -480,12 +512,16 @@ impl Source for Sweep {
                 let orphans = self.round.is_multiple_of(ORPHAN_ROUNDS);
                 let is_whole = orphans || self.is_urgent;
                 self.round += 1;
-                self.todo = (0..self.scans.len())
-                    .filter(|&place| orphans || !matches!(self.scans[place], Scan::Orphans { .. }))
-                    .collect();
                 for place in 0..self.scans.len() {
                     self.rewind(place, is_whole);
                 }
+                self.todo = (0..self.scans.len())
+                    .filter(|&place| match &self.scans[place] {
+                        Scan::Orphans { .. } => orphans,
+                        Scan::Hides { whole: Some(whole), .. } => !whole.is_done,
+                        _ => true,
+                    })
+                    .collect();
                 continue;
             };
             tokio::time::sleep_until(self.not_before).await;
@@ -502,7 +538,8 @@ impl Source for Sweep {
                 + Duration::from_secs_f64(
                     looked_at as f64 / f64::from(self.config.rate_max.max(1)),
                 );
-            if looked_at < usize::try_from(self.config.page_max).unwrap_or(usize::MAX) {
+            let is_last = looked_at < usize::try_from(self.config.page_max).unwrap_or(usize::MAX);
+            if self.ends_turn(place, is_last) {
                 self.todo.pop_front();
                 if self.todo.is_empty() {
                     self.next_round = Instant::now() + self.config.interval;

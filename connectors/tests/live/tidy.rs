@@ -125,7 +125,7 @@ async fn an_open_deletion_is_deleted_by_nobody() {
     application
         .execute(
             "savepoint a; update documents set name = 'moved' \
-             where not exists (select from tombstream.deletion where key = array[id::text])",
+             where not exists (select from tombstream.deletion where key = array[documents.id::text])",
         )
         .await
         .unwrap();

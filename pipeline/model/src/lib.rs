@@ -36,7 +36,7 @@ pub use ledger::{
 pub use letter::{DeadLetter, Kept, LetterForm, LetterLimits};
 pub use position::{Generation, Lsn, ParseLsnError, Position};
 pub use publisher::{Message, PublishError, Publisher};
-pub use receipt::{Receipt, ReceiptCheck, ReceiptProblem, ReceiptTally, ReceiptTarget};
+pub use receipt::{Receipt, ReceiptCheck, ReceiptProblem, ReceiptTally, ReceiptTarget, Waiver};
 pub use relation::{
     BreakerLimits, Flag, FlagKind, KeyColumn, OnHardDelete, Relation, RelationId, StoreId,
     TargetTemplate,

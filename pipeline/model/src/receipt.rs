@@ -21,8 +21,8 @@ pub struct Receipt {
     pub relation: String,
     /// The text of each key column.
     pub key: Vec<String>,
-    /// The flag's value that was claimed.
-    pub flag: String,
+    /// The flag's value that was claimed. None: the row was hard-deleted.
+    pub flag: Option<String>,
     /// Where the flip is in the log, if an event told it.
     pub flip_lsn: Option<String>,
     /// When the row was claimed.
@@ -35,6 +35,21 @@ pub struct Receipt {
     pub row_gone: bool,
     /// Every address, and what its store said.
     pub targets: Vec<ReceiptTarget>,
+    /// Stores of which no address was known, and who said that they need no proof.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub waived: BTreeMap<String, Waiver>,
+}
+
+/// A person's word in place of a store's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Waiver {
+    /// Why no proof is needed.
+    pub reason: String,
+    /// Whose word it is.
+    pub actor: String,
+    /// When it was given.
+    pub at: String,
 }
 
 /// One address of a receipt.
@@ -142,10 +157,11 @@ impl Receipt {
         if id.0 < 1 {
             return Err(format!("deletion {id} can't be: they count from 1"));
         }
-        if self.relation.is_empty() || self.key.is_empty() || self.flag.is_empty() {
-            return Err(format!(
-                "deletion {id} does not say of what it is: relation, key and flag"
-            ));
+        if self.relation.is_empty() || self.key.is_empty() {
+            return Err(format!("deletion {id} does not say of what it is: relation and key"));
+        }
+        if self.flag.as_deref() == Some("") || self.flag.is_none() && !self.row_gone {
+            return Err(format!("deletion {id} has no flag, and its row was not gone"));
         }
         if !self.transaction_id.parse::<u64>().is_ok_and(|number| number > 0) {
             return Err(format!("deletion {id}: {:?} is no transaction", self.transaction_id));
@@ -156,7 +172,7 @@ impl Receipt {
         if self.flagged_at().is_some_and(|flagged| flagged > self.claimed_at) {
             return Err(format!("deletion {id}: the row was claimed before it was flagged"));
         }
-        if self.targets.is_empty() {
+        if self.targets.is_empty() && self.waived.is_empty() {
             return Err(format!("deletion {id} has no target, so there was nothing to destroy"));
         }
         for (place, target) in self.targets.iter().enumerate() {
@@ -181,7 +197,8 @@ impl Receipt {
     /// The flag's value as a point in time, where its text tells one: with an offset. A timestamp
     /// without zone tells none here, and a boolean neither.
     pub fn flagged_at(&self) -> Option<DateTime<Utc>> {
-        let flagged = DateTime::parse_from_str(&self.flag, "%Y-%m-%d %H:%M:%S%.f%#z").ok()?;
+        let flagged =
+            DateTime::parse_from_str(self.flag.as_deref()?, "%Y-%m-%d %H:%M:%S%.f%#z").ok()?;
         Some(flagged.to_utc())
     }
 }
@@ -254,6 +271,19 @@ mod tests {
         for flag in ["2026-03-01 15:30:00+05:30", "2026-03-01 12:00:00", "true"] {
             ReceiptCheck::default().line(&line(|it| it["flag"] = flag.into())).unwrap();
         }
+        // A hard delete has no flag, and its row was gone.
+        assert!(said(|it| it["flag"] = serde_json::Value::Null).contains("has no flag"));
+        let removed = line(|it| {
+            it["flag"] = serde_json::Value::Null;
+            it["row_gone"] = true.into();
+        });
+        ReceiptCheck::default().line(&removed).unwrap();
+        // Nothing to destroy is possible where a person said so.
+        let waived = line(|it| {
+            it["targets"] = serde_json::json!([]);
+            it["waived"] = serde_json::json!({"s": {"reason": "r", "actor": "a", "at": "t"}});
+        });
+        ReceiptCheck::default().line(&waived).unwrap();
     }
 
     #[test]

@@ -352,3 +352,66 @@ async fn events_in_files_are_read_and_their_positions_are_kept() {
 fn text_of(output: &Output) -> String {
     text(&output.stdout)
 }
+
+#[tokio::test]
+async fn every_command_refuses_a_ledger_that_is_newer_and_says_what_to_run() {
+    let mut place = Place::new().await;
+    assert!(place.run(&["migrate"]).status.success());
+    sqlx::raw_sql(
+        "insert into tombstream.migration (version, description, success, checksum, execution_time) \
+         values (9999, 'of a newer one', true, '', 0)",
+    )
+    .execute(&mut place.db)
+    .await
+    .unwrap();
+    for command in [
+        &["run"][..],
+        &["api"],
+        &["migrate"],
+        &["check", "--live"],
+        &["status"],
+        &["dead-letters", "list"],
+        &["dead-letters", "redrive", "--all"],
+        &["receipts", "export"],
+        &["resume", "notes"],
+        &["ledger", "tidy"],
+    ] {
+        let ended = place.run(command);
+        assert_eq!(ended.status.code(), Some(1), "{command:?}");
+        let said = text(&ended.stdout) + &text(&ended.stderr);
+        assert!(said.contains("the ledger is newer than this binary"), "{command:?}: {said}");
+        assert!(said.contains("run the newer tombstream"), "{command:?}: {said}");
+    }
+    place.end().await;
+}
+
+#[tokio::test]
+async fn a_letter_is_driven_again_by_the_pipeline_that_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let sources =
+        format!("[source.files]\npath = \"file://{}\"\nfollow = true\n", folder.path().display());
+    let mut place = Place::with(&sources).await;
+    assert!(place.run(&["migrate"]).status.success());
+    sqlx::raw_sql(
+        "insert into tombstream.dead_letter (topic, partition, \"offset\", reason, value) values \
+             ('file:///a.jsonl', 0, 1, 'no', '{\"ts_ms\": 1}'), \
+             ('file:///a.jsonl', 0, 2, 'no', 'still wrong')",
+    )
+    .execute(&mut place.db)
+    .await
+    .unwrap();
+    let ordered = place.run(&["dead-letters", "redrive", "--all"]);
+    assert!(ordered.status.success(), "{}", text(&ordered.stderr));
+    let process = place.command(&["run"]).stderr(Stdio::piped()).spawn().unwrap();
+    until("one is resolved, the other is back", async || {
+        let text = text(&place.run(&["dead-letters", "list"]).stdout);
+        text.contains("(resolved)") && !text.contains("to be driven again")
+    })
+    .await;
+    let shown = text(&place.run(&["dead-letters", "show", "2"]).stdout);
+    assert!(shown.contains("undecodable 2 times"), "{shown}");
+    terminate(&process);
+    let mut process = process;
+    assert!(process.wait().unwrap().success());
+    place.end().await;
+}

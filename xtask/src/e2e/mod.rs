@@ -9,6 +9,7 @@ mod disturb;
 mod document;
 mod feed;
 mod flags;
+mod logins;
 mod programs;
 mod report;
 mod settings;
@@ -21,6 +22,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use document::Document;
 use feed::Feed;
+use logins::Logins;
 use programs::Programs;
 use rand::seq::SliceRandom;
 use report::Report;
@@ -155,8 +157,10 @@ async fn scene(options: &Options, session: &Session) -> Result<Report> {
             ("AWS_SECRET_ACCESS_KEY", servers.s3_secret_key.clone()),
         ],
     )?;
-    let programs = Programs::new(program, ports)?;
-    let stage = Stage { options, state, documents, table, bucket, index, feed };
+    let logins = Logins::new(&name);
+    let programs = Programs::new(program, &logins, ports)?;
+    let server = servers.postgres.clone();
+    let stage = Stage { options, state, documents, table, bucket, index, feed, logins, server };
     let done = tokio::select! {
         done = stage.play(programs) => done,
         error = shell::interrupted() => Err(error),
@@ -178,11 +182,15 @@ struct Stage<'a> {
     bucket: Bucket,
     index: Index,
     feed: Feed,
+    logins: Logins,
+    /// The server's own address.
+    server: String,
 }
 
 impl Stage<'_> {
     async fn play(&self, mut programs: Programs) -> Result<Report> {
         programs.migrate().await?;
+        self.logins.make(&self.table.database).await?;
         self.seed().await.context("seeding")?;
         self.feed.begin(&mut programs, &self.table.database).await?;
         programs.start_api().await?;
@@ -241,6 +249,7 @@ impl Stage<'_> {
         }
         self.feed.remove(&self.table.database).await?;
         self.table.database.remove().await?;
+        self.logins.remove(&self.server).await?;
         self.index.remove().await?;
         self.bucket.remove().await
     }

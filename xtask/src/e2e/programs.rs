@@ -1,5 +1,6 @@
 //! The api and the pipeline of one run, each a process of its own.
 
+use super::logins::Logins;
 use super::say;
 use super::settings::Ports;
 use crate::services::Process;
@@ -29,7 +30,10 @@ pub(super) fn build(release: bool) -> Result<PathBuf> {
 }
 
 pub(super) struct Programs {
+    /// As the tables' owner: it migrates, makes slots, captures.
     program: Program,
+    as_api: Program,
+    as_pipeline: Program,
     ports: Ports,
     client: Client,
     api: Option<Running>,
@@ -40,9 +44,20 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    pub(super) fn new(program: Program, ports: Ports) -> Result<Self> {
+    pub(super) fn new(program: Program, logins: &Logins, ports: Ports) -> Result<Self> {
+        let (as_api, as_pipeline) = (logins.api(&program)?, logins.pipeline(&program)?);
         let client = Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?;
-        Ok(Self { program, ports, client, api: None, pipeline: None, capture: None, ended_s: 0.0 })
+        Ok(Self {
+            program,
+            as_api,
+            as_pipeline,
+            ports,
+            client,
+            api: None,
+            pipeline: None,
+            capture: None,
+            ended_s: 0.0,
+        })
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -55,19 +70,19 @@ impl Programs {
     }
 
     pub(super) async fn migrate(&self) -> Result<()> {
-        self.program.finish(&["migrate"]).await
+        self.program.finish(&["migrate", "--roles"]).await
     }
 
     pub(super) async fn start_api(&mut self) -> Result<()> {
         let ready = format!("{}/readyz", self.api());
-        self.api = Some(self.program.start(&["api"], &ready).await?);
+        self.api = Some(self.as_api.start(&["api"], &ready).await?);
         Ok(())
     }
 
     pub(super) async fn start_pipeline(&mut self) -> Result<()> {
         let started = Instant::now();
         let healthy = format!("http://127.0.0.1:{}/healthz", self.ports.pipeline);
-        self.pipeline = Some(self.program.start(&["run"], &healthy).await?);
+        self.pipeline = Some(self.as_pipeline.start(&["run"], &healthy).await?);
         say(format_args!("the pipeline runs after {} ms", started.elapsed().as_millis()));
         Ok(())
     }

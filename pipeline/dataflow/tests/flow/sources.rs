@@ -226,3 +226,27 @@ async fn a_part_that_breaks_ends_the_pipeline_and_says_so() {
     assert!(matches!(running.finished().await, Err(Unfinished::Broken(_))));
     assert!(running.stop(Duration::from_secs(10)).await.is_err());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn letters_that_are_driven_again_say_nothing_of_their_topic() {
+    let rig = Rig::new(1, 1);
+    let letter = |at: i64, value: &'static str| Event {
+        origin: Origin { topic: "file:///a.jsonl".into(), partition: 0, offset: at },
+        topic: Some("app.public.documents".into()),
+        key: None,
+        value: Some(value.into()),
+    };
+    let flat = r#"{"id":1,"deleted_at":"2026-01-02T03:04:05.000000Z"}"#;
+    rig.flag(1..2);
+    // More than would pause the topic, and one that can be decoded now.
+    let mut letters: Vec<Event> = (1..300).map(|at| letter(at, "not an envelope")).collect();
+    letters.push(letter(300, flat));
+    rig.sources[0].push(Records::Redriven(letters));
+    let running = rig.start();
+    until("the row goes", || rig.ledger.count(State::Finalized) == 1).await;
+    until("the others are buried again", || rig.ledger.buried().len() == 299).await;
+    until("all are durable", || running.health().in_flight == 0).await;
+    assert!(rig.sources[0].paused().is_empty());
+    assert!(running.health().topics_paused.is_empty());
+    running.stop(Duration::from_secs(10)).await.unwrap();
+}

@@ -34,7 +34,16 @@ fn the_example_has_no_mistake() {
 /// A key that is commented out shows its default: uncommenting all of them changes nothing.
 #[test]
 fn what_the_example_calls_a_default_is_one() {
-    let left_out = ["tokens_file", "prefix", "username", "password", "ca_file", "session_token"];
+    let left_out = [
+        "tokens_file",
+        "archive_keep",
+        "breaker",
+        "prefix",
+        "username",
+        "password",
+        "ca_file",
+        "session_token",
+    ];
     let spelled: Vec<String> = EXAMPLE
         .lines()
         .map(|line| match line.strip_prefix("# ").and_then(|text| text.split_once(" = ")) {
