@@ -305,6 +305,8 @@ async fn what_is_owed_is_driven_again_and_what_is_refused_is_parked() {
     refused.outcomes[1] = Outcome::new(Verdict::Refused, "legal hold");
     ledger.owe(&[owed, refused]).await.unwrap();
 
+    let leased = "select count(*) from tombstream.deletion where lease_until is not null";
+    assert_eq!(database.count(leased).await, 0, "the leases are given back, not waited for");
     let reason: String =
         sqlx::query_scalar("select reason from tombstream.deletion where state = 'parked'")
             .fetch_one(&database.pool)

@@ -424,7 +424,7 @@ async fn a_tripped_breaker_claims_no_more_and_keeps_what_came() {
 #[tokio::test]
 async fn two_workers_do_not_overshoot_the_breaker() {
     let database = Database::with_documents(true).await;
-    let relation = limited(BreakerLimits { claims_max: Some(500), ..NO_LIMIT });
+    let relation = limited(BreakerLimits { claims_max: Some(300), ..NO_LIMIT });
     let keys = database.insert(2_000, true).await;
     let work = keys.chunks(40).enumerate().map(|(n, keys)| {
         let ledger =
@@ -433,10 +433,11 @@ async fn two_workers_do_not_overshoot_the_breaker() {
         async move { ledger.claim(DOCUMENTS, &candidates).await.unwrap().len() }
     });
     let claimed: usize = futures::future::join_all(work).await.into_iter().sum();
-    assert_eq!(claimed, 480, "twelve batches of 40 fit into 500");
+    // Fewer than there are connections: all that ask at once would fit otherwise.
+    assert_eq!(claimed, 280, "seven batches of 40 fit into 300");
     assert_eq!(
         database.count("select count(*) from tombstream.deletion where state = 'claimed'").await,
-        480
+        280
     );
     database.drop_database().await;
 }
