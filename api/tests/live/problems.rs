@@ -121,7 +121,7 @@ async fn what_the_database_says_stays_in_the_log() {
 
 #[tokio::test]
 async fn a_row_that_stays_locked_is_504_and_frees_its_connection() {
-    let app = App::with(DOCUMENTS, config(Duration::from_millis(300))).await;
+    let app = App::with(DOCUMENTS, config(Duration::from_secs(1))).await;
     app.db.run(&format!("insert into documents values ('{ID}', 'x')")).await;
     let mut other = PgConnection::connect_with(&app.db.options).await.unwrap();
     let mut holds = other.begin().await.unwrap();
