@@ -37,9 +37,9 @@ struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        if let Err(error) = self.0.kill().and_then(|()| self.0.wait()) {
+            eprintln!("a process could not be ended: {error}");
+        }
     }
 }
 
