@@ -442,6 +442,34 @@ async fn two_workers_do_not_overshoot_the_breaker() {
     database.drop_database().await;
 }
 
+/// What another has spent and not committed counts: it is waited for.
+#[tokio::test]
+async fn a_claim_waits_for_what_another_has_spent_and_not_committed() {
+    let database = Database::with_documents(true).await;
+    let ledger = database.ledger(limited(BreakerLimits { claims_max: Some(60), ..NO_LIMIT }));
+    let keys = database.insert(41, true).await;
+    // The breaker's row is there, so that nobody waits for its making.
+    assert_eq!(ledger.claim(DOCUMENTS, &candidates(&keys[40..])).await.unwrap().len(), 1);
+    let mut other = database.pool.begin().await.unwrap();
+    let spend = "select tombstream.spend('documents', 40, 60, '1 hour', null, null, '10 s')";
+    let refused: Option<String> = sqlx::query_scalar(spend).fetch_one(&mut *other).await.unwrap();
+    assert_eq!(refused, None);
+
+    let batch = candidates(&keys[..40]);
+    let commit = async {
+        let waiting = "select count(*) from pg_stat_activity \
+                       where datname = current_database() and wait_event_type = 'Lock'";
+        while database.count(waiting).await == 0 {
+            tokio::task::yield_now().await;
+        }
+        other.commit().await.unwrap();
+    };
+    let (claimed, ()) = tokio::join!(ledger.claim(DOCUMENTS, &batch), commit);
+
+    assert!(claimed.unwrap().is_empty(), "81 do not fit into 60");
+    database.drop_database().await;
+}
+
 #[tokio::test]
 async fn a_share_of_the_rows_and_a_rate_trip_the_breaker_too() {
     for (limits, granted) in [
