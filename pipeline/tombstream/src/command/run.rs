@@ -3,7 +3,7 @@
 use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tombstream_connectors::postgres::{self, Finding, Severity};
+use tombstream_connectors::postgres::{self, Severity};
 use tombstream_dataflow::Running;
 use tombstream_model::FlagKind;
 use tracing::{error, info, warn};
@@ -94,15 +94,15 @@ async fn start(config: &Config) -> anyhow::Result<(Running, Upkeep)> {
             }
         }
     }
-    for former in wiring::former_stores(config, &pool).await? {
-        findings.push(Finding { severity: Severity::Error, text: former });
-    }
     for finding in findings {
         match finding.severity {
             Severity::Good => {}
             Severity::Warning => warn!("{}", finding.text),
             Severity::Error => bail!("{}", finding.text),
         }
+    }
+    if let Some(former) = wiring::former_stores(config, &pool).await?.into_iter().next() {
+        bail!("{former}");
     }
     let (pipeline, watched) = wiring::pipeline(config, pool.clone()).await?;
     let upkeep = Upkeep::start(config, pool, watched)?;
