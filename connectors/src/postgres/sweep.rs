@@ -96,6 +96,7 @@ enum Scan {
         relation: RelationId,
         sql: Arc<str>,
         after: Option<Vec<String>>,
+        whole: Whole,
     },
     Open {
         after: i64,
@@ -174,6 +175,7 @@ impl Sweep {
             relation: RelationId(id),
             sql: orphans_sql(relation).into(),
             after: None,
+            whole: Whole { is_done: true, pages_left: 0 },
         }));
         let names = relations.iter().map(|relation| relation.name.to_string()).collect();
         let todo = VecDeque::new();
@@ -227,13 +229,19 @@ impl Sweep {
                 *after = last;
                 Records::Candidates(candidates)
             }
-            Scan::Orphans { relation, sql, after } => {
-                let query = self.statements.scalar(AssertSqlSafe(Arc::clone(sql)));
-                let keys: Vec<Vec<String>> =
-                    query.bind(limit).bind(after.as_ref()).fetch_all(&mut *session).await?;
-                *after = keys.last().cloned();
-                let candidate = |key| swept(*relation, key, Found::Removed);
-                Records::Candidates(keys.into_iter().map(candidate).collect())
+            Scan::Orphans { relation, sql, after, .. } => {
+                let query = self.statements.query(AssertSqlSafe(Arc::clone(sql)));
+                let rows = query.bind(limit).bind(after.as_ref()).fetch_all(&mut *session).await?;
+                looked_at = Some(rows.len());
+                let mut candidates = Vec::new();
+                for row in &rows {
+                    let key: Vec<String> = row.try_get(0)?;
+                    if row.try_get(1)? {
+                        candidates.push(swept(*relation, key.clone(), Found::Removed));
+                    }
+                    *after = Some(key);
+                }
+                Records::Candidates(candidates)
             }
             Scan::Hides { relation, usual, urgent, after, newest, whole } => {
                 let pages = if self.is_urgent { urgent } else { usual };
@@ -289,7 +297,11 @@ impl Sweep {
 
     /// Whether the scan at `place` is through for this round.
     fn ends_turn(&mut self, place: usize, is_last: bool) -> bool {
-        let Scan::Hides { whole: Some(whole), .. } = &mut self.scans[place] else { return is_last };
+        let (Scan::Hides { whole: Some(whole), .. } | Scan::Orphans { whole, .. }) =
+            &mut self.scans[place]
+        else {
+            return is_last;
+        };
         whole.is_done = is_last;
         whole.pages_left = whole.pages_left.saturating_sub(1);
         is_last || whole.pages_left == 0
@@ -309,7 +321,13 @@ impl Sweep {
             }
             Scan::Removed { after, .. } => *after = 0,
             Scan::Flags { after, .. } => *after = None,
-            Scan::Orphans { after, .. } => *after = None,
+            Scan::Orphans { after, whole, .. } => {
+                whole.pages_left = pages_a_round(&self.config);
+                if is_whole && whole.is_done {
+                    *after = None;
+                    whole.is_done = false;
+                }
+            }
             Scan::Open { after } => *after = 0,
         }
     }
@@ -361,15 +379,15 @@ const ORPHAN_ROUNDS: u64 = 30;
 fn orphans_sql(relation: &Relation) -> String {
     let table = Table::new(relation);
     format!(
-        "select d.key from tombstream.deletion d where d.relation = {name} \
-             and d.state in ('pending', 'hidden', 'parked') and d.claimed_at is null \
-             and d.removed is null and d.key > coalesce($2::text[], array[]::text[]) \
-             and not exists (select from {table} t where {matches} and {is_set}) \
-         order by d.key limit $1",
+        "select p.key, not exists (select from {table} t where {matches} and {is_set}) from ( \
+             select d.key from tombstream.deletion d where d.relation = {name} \
+                 and d.state in ('pending', 'hidden', 'parked') and d.claimed_at is null \
+                 and d.removed is null and d.key > coalesce($2::text[], array[]::text[]) \
+             order by d.key limit $1) p",
         name = literal(&relation.name),
         table = table.name(),
         is_set = table.is_set("t"),
-        matches = table.matches_array("t", "d.key"),
+        matches = table.matches_array("t", "p.key"),
     )
 }
 
@@ -517,7 +535,7 @@ impl Source for Sweep {
                 }
                 self.todo = (0..self.scans.len())
                     .filter(|&place| match &self.scans[place] {
-                        Scan::Orphans { .. } => orphans,
+                        Scan::Orphans { whole, .. } => !whole.is_done,
                         Scan::Hides { whole: Some(whole), .. } => !whole.is_done,
                         _ => true,
                     })

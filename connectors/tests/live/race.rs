@@ -191,6 +191,10 @@ async fn hold(pool: &PgPool, key: &Key, lock_first: bool) -> bool {
     .fetch_one(&mut *transaction)
     .await
     .unwrap();
+    if !lock_first {
+        // So that a claim falls between the look and the hold: with the lock none can.
+        sqlx::raw_sql("select pg_sleep(0.01)").execute(&mut *transaction).await.unwrap();
+    }
     sqlx::query(
         "insert into tombstream.hold (relation, key, case_name, actor) \
          values ('documents', array[$1], 'case 7', 'legal')",
