@@ -4,12 +4,10 @@
 //! order and skips what others have locked; the second decides on a fresh snapshot. One statement
 //! alone is a race: a hold committed between its snapshot and its lock would not be seen.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
-use serde::de::IgnoredAny;
 use sqlx::postgres::PgRow;
-use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use std::sync::Arc;
 use tracing::{error, warn};
@@ -20,10 +18,10 @@ use tombstream_model::{
 
 use super::correct::is_same;
 use super::decide::decide_sql;
-use super::ledger::{ClaimedRow, PgLedger, Prepared, TargetEntry};
+use super::ledger::{ClaimedRow, PgLedger, Prepared, TargetEntry, waived_stores};
 use super::moved::{former_columns, former_sql};
 use super::pool::ledger_error;
-use super::statement::BEGIN;
+use super::statement::{BEGIN, json};
 use super::table::{Table, key_arrays, literal};
 
 /// The claim's statements for one relation.
@@ -57,10 +55,6 @@ impl ClaimSql {
         let table = Table::new(relation);
         let columns: Vec<String> =
             relation.template_columns().into_iter().map(str::to_owned).collect();
-        let shown: String = columns
-            .iter()
-            .map(|column| format!(", t.{}::text", super::table::ident(column)))
-            .collect();
         let lock = format!(
             "select {key}, {flag}::text, ({flag_at})::text, \
                  (select d.waived from tombstream.deletion d where d.relation = {relation} \
@@ -70,6 +64,7 @@ impl ClaimSql {
              where {is_set} and not exists (select from tombstream.deletion d \
                  where d.relation = {relation} and d.key = {key} and d.state = 'claimed') \
              order by {order} for no key update of t skip locked",
+            shown = table.template_columns("t"),
             relation = literal(&relation.name),
             former = former_sql(relation, &table.key("t")),
             key = table.key("t"),
@@ -83,6 +78,13 @@ impl ClaimSql {
         );
         Self { lock: lock.into(), decide: decide_sql(relation).into(), columns }
     }
+}
+
+/// Keys as the statements take them: each a list of its columns.
+pub(super) fn keys_json<'k>(
+    keys: impl Iterator<Item = &'k Key>,
+) -> Result<Vec<String>, sqlx::Error> {
+    keys.map(|key| json(&key.columns().collect::<Vec<_>>())).collect()
 }
 
 /// Postgres indexes at most 2,704 bytes; a longer key would fail its whole batch, for ever.
@@ -159,9 +161,7 @@ impl PgLedger {
     /// The addresses come from the locked row itself, so nobody changes a templated column between
     /// here and the ledger's entry.
     fn locked(&self, prepared: &Prepared, row: &PgRow) -> Result<Locked, sqlx::Error> {
-        let waived: Option<Json<BTreeMap<String, IgnoredAny>>> = row.try_get(3)?;
-        let waived = waived.map(|Json(stores)| stores.into_keys().collect()).unwrap_or_default();
-        let resolved = self.addresses(prepared, row, 4, &waived)?;
+        let resolved = self.addresses(prepared, row, 4, &waived_stores(row, 3)?)?;
         let refusal = resolved.as_ref().err().cloned();
         Ok(Locked {
             key: Key::from_postgres(row.try_get::<Vec<String>, _>(0)?),
@@ -232,21 +232,13 @@ impl PgLedger {
         flagged: &HashMap<&Key, Option<Position>>,
         locked: &[Locked],
     ) -> Result<Vec<(ClaimedRow, i64)>, sqlx::Error> {
-        let json = |error: serde_json::Error| sqlx::Error::Encode(Box::new(error));
-        let keys = locked
-            .iter()
-            .map(|row| serde_json::to_string(&row.key.columns().collect::<Vec<_>>()).map_err(json))
-            .collect::<Result<Vec<_>, _>>()?;
-        let targets = locked
-            .iter()
-            .map(|row| serde_json::to_string(&row.targets).map_err(json))
-            .collect::<Result<Vec<_>, _>>()?;
+        let keys = keys_json(locked.iter().map(|row| &row.key))?;
+        let targets = locked.iter().map(|row| json(&row.targets)).collect::<Result<Vec<_>, _>>()?;
         let hides = locked
             .iter()
             .map(|row| {
                 let of_early = |entry: &&TargetEntry| self.is_hidden_first(prepared, &entry.store);
-                let hides: Vec<_> = row.targets.iter().filter(of_early).collect();
-                serde_json::to_string(&hides).map_err(json)
+                json(&row.targets.iter().filter(of_early).collect::<Vec<_>>())
             })
             .collect::<Result<Vec<_>, _>>()?;
         let flags: Vec<&str> = locked.iter().map(|row| row.flag.as_str()).collect();
@@ -273,35 +265,33 @@ impl PgLedger {
             .bind(self.lease_seconds())
             .fetch_all(connection)
             .await?;
-        let mut claimed = Vec::with_capacity(rows.len());
+        // What was hidden before and is looked at again is no new hide.
+        let goes = |row: &PgRow| Ok(row.try_get::<i32, _>("attempts")? == 1);
+        self.taken(prepared, &rows, goes)
+    }
+
+    /// What a deciding statement claimed or hid, of the rows that `goes` lets through; and says what it parked
+    /// or kept back.
+    pub(super) fn taken(
+        &self,
+        prepared: &Prepared,
+        rows: &[PgRow],
+        goes: impl Fn(&PgRow) -> Result<bool, sqlx::Error>,
+    ) -> Result<Vec<(ClaimedRow, i64)>, sqlx::Error> {
+        let mut taken = Vec::with_capacity(rows.len());
         let mut kept_back = 0;
         for row in rows {
-            kept_back += u64::from(row.try_get::<Option<bool>, _>(9)? == Some(true));
-            match row.try_get::<String, _>(3)?.as_str() {
-                state @ ("claimed" | "hidden") if row.try_get::<i32, _>(10)? == 1 => {
-                    claimed.push((
-                        ClaimedRow {
-                            id: row.try_get(0)?,
-                            relation: row.try_get(1)?,
-                            key: row.try_get(2)?,
-                            flag: row.try_get(4)?,
-                            lsn: row.try_get(5)?,
-                            targets: row.try_get::<Json<Vec<TargetEntry>>, _>(6)?.0,
-                            is_hide: state == "hidden",
-                            was_hidden: state == "claimed" && row.try_get(8)?,
-                            waived: BTreeSet::new(),
-                        },
-                        row.try_get(7)?,
-                    ))
-                }
-                "parked" => self.report_parked(prepared, row.try_get(0)?),
+            kept_back += u64::from(row.try_get::<Option<bool>, _>("kept_back")? == Some(true));
+            match row.try_get::<&str, _>("state")? {
+                "claimed" | "hidden" if goes(row)? => taken.push(ClaimedRow::read(row)?),
+                "parked" => self.report_parked(prepared, row.try_get("id")?),
                 _ => {}
             }
         }
         if kept_back > 0 {
             self.report_kept_back(prepared, kept_back);
         }
-        Ok(claimed)
+        Ok(taken)
     }
 
     /// What needs a person is never silent.
@@ -312,7 +302,7 @@ impl PgLedger {
     }
 
     /// A tripped breaker is never silent.
-    pub(super) fn report_kept_back(&self, prepared: &Prepared, deletions: u64) {
+    fn report_kept_back(&self, prepared: &Prepared, deletions: u64) {
         let relation = prepared.relation.name.to_string();
         metrics::counter!("tombstream_kept_back_total", "relation" => relation.clone())
             .increment(deletions);

@@ -1,18 +1,15 @@
 //! Ending a pause: addresses are resolved anew from the rows, since a wrong template is the most likely
 //! reason for it.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use serde::de::IgnoredAny;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
 use tombstream_model::{LedgerError, Relation, RelationId};
 
-use super::ledger::{PgLedger, Prepared, TargetEntry};
+use super::ledger::{PgLedger, Prepared, TargetEntry, waived_stores};
 use super::moved::former_sql;
 use super::pool::ledger_error;
-use super::statement::BEGIN;
+use super::statement::{BEGIN, json};
 use super::table::{Table, ident, literal};
 
 /// Deletions of one page.
@@ -30,17 +27,13 @@ pub struct Resumed {
 /// Claimed deletions that nobody works on, with their rows' template columns.
 fn waiting_sql(relation: &Relation) -> String {
     let table = Table::new(relation);
-    let columns: String = relation
-        .template_columns()
-        .iter()
-        .map(|name| format!(", t.{}::text", ident(name)))
-        .collect();
     format!(
         "select d.id, d.targets, d.waived, {former}{columns} from tombstream.deletion d join {table} t on {matches} \
          where d.relation = {name} and d.state = 'claimed' and d.id > $1 \
              and (d.lease_until is null or d.lease_until < clock_timestamp()) \
              and t.{flag} = {claimed_flag} \
          order by d.id limit $2 for update of d skip locked",
+        columns = table.template_columns("t"),
         table = table.name(),
         matches = table.matches_array("t", "d.key"),
         name = literal(&relation.name),
@@ -96,8 +89,7 @@ impl PgLedger {
             let (mut ids, mut entries) = (Vec::new(), Vec::new());
             for row in &rows {
                 let known = row.try_get::<Json<Vec<TargetEntry>>, _>(1)?.0;
-                let Json(waived) = row.try_get::<Json<BTreeMap<String, IgnoredAny>>, _>(2)?;
-                let waived: BTreeSet<String> = waived.into_keys().collect();
+                let waived = waived_stores(row, 2)?;
                 // A row without a safe address keeps what it had: it is a person's to mend.
                 let Ok(mut resolved) = self.addresses(prepared, row, 3, &waived)? else { continue };
                 let same = resolved.len() == known.len()
@@ -112,10 +104,7 @@ impl PgLedger {
                         .and_then(|it| it.outcome.clone());
                 }
                 ids.push(row.try_get::<i64, _>(0)?);
-                entries.push(
-                    serde_json::to_string(&resolved)
-                        .map_err(|error| sqlx::Error::Encode(Box::new(error)))?,
-                );
+                entries.push(json(&resolved)?);
             }
             corrected += sqlx::query(
                 "update tombstream.deletion d set targets = i.targets::jsonb, due_at = null, \

@@ -2,7 +2,8 @@
 
 use tombstream_model::{BreakerLimits, Relation};
 
-use super::guard::trigger_name;
+use super::guard::is_guarded;
+use super::ledger::ClaimedRow;
 use super::table::{Table, interval, is_held, literal};
 
 /// Decides on a fresh snapshot, and writes: one ledger row for each key that is claimed, hidden, parked, or
@@ -22,12 +23,7 @@ use super::table::{Table, interval, is_held, literal};
 pub(super) fn decide_sql(relation: &Relation) -> String {
     let table = Table::new(relation);
     let name = literal(&relation.name);
-    let vouched = format!(
-        "exists (select from pg_catalog.pg_trigger g where g.tgrelid = to_regclass({}) \
-             and g.tgname = {} and g.tgenabled = 'A')",
-        literal(&table.name()),
-        literal(&trigger_name("before")),
-    );
+    let vouched = is_guarded(relation, "before");
     format!(
         "with token as materialized (select nextval('tombstream.lease_token') as token), \
          vouched as materialized (select {vouched} as vouched), \
@@ -119,9 +115,7 @@ pub(super) fn decide_sql(relation: &Relation) -> String {
                      or excluded.kept_back_at is not null and d.kept_back_at is null) \
                  and (d.state <> 'parked' or excluded.state <> 'parked' \
                      or d.reason is distinct from excluded.reason) \
-         returning d.id, d.relation, d.key, d.state, d.flag, d.flip_lsn::text, d.targets, \
-             d.lease_token, d.hidden_at is not null, d.kept_back_at is not null and d.approved_at is null, \
-             d.attempts",
+         returning {returned}, {KEPT_BACK}, d.attempts",
         held = is_held(&name, "c.key"),
         flag = table.flag_value("c.flag"),
         claimed_flag = table.flag_value("d.flag"),
@@ -133,29 +127,26 @@ pub(super) fn decide_sql(relation: &Relation) -> String {
                 interval(hide)
             ),
         },
-        budget = budget_sql(relation.breaker.as_ref(), &name),
+        returned = ClaimedRow::RETURNED,
+        budget = budget_sql(relation, "select count(*) as asked from asked where spends"),
     )
 }
 
-/// Why the breaker grants nothing of what is asked, or null. Without a breaker all is granted.
-fn budget_sql(breaker: Option<&BreakerLimits>, name: &str) -> String {
-    match breaker {
-        None => "select null::text as refusal".to_owned(),
-        Some(limits) => format!(
-            "select case when asked > 0 then {} end as refusal \
-             from (select count(*) as asked from asked where spends) as wanted",
-            spend_sql(limits, name, "asked")
-        ),
-    }
-}
+/// What a claim adds to what it returns: whether the breaker keeps the deletion back.
+pub(super) const KEPT_BACK: &str =
+    "d.kept_back_at is not null and d.approved_at is null as kept_back";
 
-/// The call that spends `wanted` claims, or says why not.
-pub(super) fn spend_sql(limits: &BreakerLimits, name: &str, wanted: &str) -> String {
+/// Why the breaker grants nothing of what is asked, or null. `asked` is a query of its one column `asked`, the
+/// number. Without a breaker all is granted.
+pub(super) fn budget_sql(relation: &Relation, asked: &str) -> String {
+    let Some(limits) = &relation.breaker else { return "select null::text as refusal".to_owned() };
     let number = |limit: Option<u64>| limit.map_or_else(|| "null".to_owned(), |n| n.to_string());
     let rate =
         limits.rate_max.map(|rate| rate.saturating_mul(BreakerLimits::RATE_WINDOW.as_secs()));
     format!(
-        "tombstream.spend({name}, {wanted}, {}, {}, {}, {}, {})",
+        "select case when asked > 0 then tombstream.spend({}, asked, {}, {}, {}, {}, {}) end as refusal \
+         from ({asked}) as wanted",
+        literal(&relation.name),
         number(limits.claims_max),
         interval(limits.window),
         limits.share_max.map_or_else(|| "null".to_owned(), |share| format!("{share:?}")),

@@ -15,6 +15,7 @@ use super::ledger::{PgLedger, Prepared, TargetEntry};
 use super::moved::forget_sql;
 use super::pool::ledger_error;
 use super::resume::report_late;
+use super::statement::json;
 use super::table::{Table, is_held, key_arrays, literal};
 
 /// No lock of the rows themselves is waited for, but foreign keys and triggers wait for others'. Short,
@@ -336,7 +337,7 @@ impl PgLedger {
                 outcome: settled.outcomes.get(n).cloned().map(without_zeros),
             })
             .collect();
-        serde_json::to_string(&entries).map_err(|error| sqlx::Error::Encode(Box::new(error)))
+        json(&entries)
     }
 
     /// Keeps a deletion whose row the database refuses to remove for a person.

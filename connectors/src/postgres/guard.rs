@@ -114,6 +114,16 @@ pub(super) fn trigger_name(timing: &str) -> String {
     format!("zz_tombstream_guard_{timing}")
 }
 
+/// Whether the trigger of this name is on the table and fires for every session.
+pub(super) fn is_guarded(relation: &Relation, timing: &str) -> String {
+    format!(
+        "exists (select from pg_catalog.pg_trigger g where g.tgrelid = to_regclass({}) \
+             and g.tgname = {} and g.tgenabled = 'A')",
+        literal(&Table::new(relation).name()),
+        literal(&trigger_name(timing)),
+    )
+}
+
 /// The index's name: Postgres puts an index into its table's schema.
 pub(super) fn index_name(relation: &Relation) -> String {
     bounded("tombstream_flag_", &relation.name)

@@ -1,10 +1,13 @@
 //! The ledger's front: what it knows, and one method for each operation.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::PgPool;
+use serde::de::IgnoredAny;
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use sqlx::{ColumnIndex, PgPool, Row as _};
 
 use tombstream_model::{
     Candidate, Claimed, ClaimedTarget, DeadLetter, DeletionId, Ending, Fence, Key, Ledger,
@@ -183,6 +186,39 @@ pub(super) struct ClaimedRow {
     pub(super) was_hidden: bool,
     /// Stores that an operator waived.
     pub(super) waived: BTreeSet<String>,
+}
+
+impl ClaimedRow {
+    /// What a statement over `tombstream.deletion d` returns for [`Self::read`].
+    pub(super) const RETURNED: &str = "d.id, d.relation, d.key, d.state, \
+        coalesce(d.flag, '') as flag, d.flip_lsn::text as lsn, d.targets, d.lease_token, \
+        d.hidden_at is not null as hidden, d.waived";
+
+    /// The row, and the token of its lease.
+    pub(super) fn read(row: &PgRow) -> Result<(Self, i64), sqlx::Error> {
+        let is_hide = row.try_get::<&str, _>("state")? == "hidden";
+        let claimed = Self {
+            id: row.try_get("id")?,
+            relation: row.try_get("relation")?,
+            key: row.try_get("key")?,
+            flag: row.try_get("flag")?,
+            lsn: row.try_get("lsn")?,
+            targets: row.try_get::<Json<_>, _>("targets")?.0,
+            is_hide,
+            was_hidden: !is_hide && row.try_get("hidden")?,
+            waived: waived_stores(row, "waived")?,
+        };
+        Ok((claimed, row.try_get("lease_token")?))
+    }
+}
+
+/// The stores of `deletion.waived`; none where it is null.
+pub(super) fn waived_stores<I: ColumnIndex<PgRow>>(
+    row: &PgRow,
+    place: I,
+) -> Result<BTreeSet<String>, sqlx::Error> {
+    let waived: Option<Json<BTreeMap<String, IgnoredAny>>> = row.try_get(place)?;
+    Ok(waived.map(|Json(stores)| stores.into_keys().collect()).unwrap_or_default())
 }
 
 impl Prepared {

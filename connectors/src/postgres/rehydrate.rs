@@ -7,7 +7,7 @@ use sqlx::{PgPool, Row as _};
 
 use tombstream_model::{Message, PublishError, Publisher};
 
-use super::statement::BEGIN;
+use super::statement::{BEGIN, json};
 
 /// Notices of one turn.
 const BATCH: i64 = 100;
@@ -69,11 +69,10 @@ pub async fn publish_rehydrations(
             restored_at: row.try_get(4)?,
             targets: row.try_get::<Json<JsonValue>, _>(5)?.0,
         };
-        let encode = |error: serde_json::Error| sqlx::Error::Encode(Box::new(error));
         messages.push(Message {
             topic: topic.into(),
-            key: Some(serde_json::to_vec(&notice.key).map_err(encode)?.into()),
-            value: Some(serde_json::to_vec(&notice).map_err(encode)?.into()),
+            key: Some(json(&notice.key)?.into()),
+            value: Some(json(&notice)?.into()),
         });
         ids.push(notice.id);
     }

@@ -5,11 +5,10 @@
 //! to life under that key shares (`arrival.rs`), and claims only what its deciding statement sees no row of
 //! (S5). What can't be claimed now waits in the ledger, since no sweep of the table finds it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde::de::IgnoredAny;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use tracing::{error, warn};
@@ -19,12 +18,12 @@ use tombstream_model::{
 };
 
 use super::arrival::bucket;
-use super::claim::Refusal;
-use super::decide::spend_sql;
-use super::guard::trigger_name;
-use super::ledger::{ClaimedRow, PgLedger, Prepared, TargetEntry};
+use super::claim::{Refusal, keys_json};
+use super::decide::{KEPT_BACK, budget_sql};
+use super::guard::is_guarded;
+use super::ledger::{ClaimedRow, PgLedger, Prepared, TargetEntry, waived_stores};
 use super::pool::ledger_error;
-use super::statement::BEGIN;
+use super::statement::{BEGIN, json};
 use super::table::{Table, interval, is_held, key_arrays, literal};
 
 /// The statements over rows that are gone.
@@ -167,8 +166,7 @@ fn due_sql(relation: &Relation) -> String {
                  where a.attrelid = to_regclass({root}) and a.attnum > 0 and a.atttypid in ( \
                      'text'::regtype, 'varchar'::regtype, 'uuid'::regtype, 'int2'::regtype, \
                      'int4'::regtype, 'int8'::regtype)) as plain, \
-             exists (select from pg_catalog.pg_trigger g where g.tgrelid = to_regclass({root}) \
-                 and g.tgname = {guard} and g.tgenabled = 'A') as is_guarded \
+             {guarded} as is_guarded \
          from tombstream.deletion d \
          where d.relation = {name} and d.key in ( \
                  select array(select jsonb_array_elements_text(u.key::jsonb)) \
@@ -178,7 +176,7 @@ fn due_sql(relation: &Relation) -> String {
              and (d.kept_back_at is null or d.approved_at is not null) \
              and not {held} \
              and not exists (select from tombstream.pause p where p.relation = {name})",
-        guard = literal(&trigger_name("arrived")),
+        guarded = is_guarded(relation, "arrived"),
         grace = interval(relation.grace),
         held = is_held(&name, "d.key"),
     )
@@ -188,14 +186,8 @@ fn due_sql(relation: &Relation) -> String {
 fn claim_sql(relation: &Relation) -> String {
     let table = Table::new(relation);
     let name = literal(&relation.name);
-    let budget = match &relation.breaker {
-        None => "select null::text as refusal".to_owned(),
-        Some(limits) => format!(
-            "select case when asked > 0 then {} end as refusal \
-             from (select count(*) as asked from decided where due = 'claimed' and spends) as wanted",
-            spend_sql(limits, &name, "asked")
-        ),
-    };
+    let asked = "select count(*) as asked from decided where due = 'claimed' and spends";
+    let budget = budget_sql(relation, asked);
     format!(
         "with token as materialized (select nextval('tombstream.lease_token') as token), \
          decided as ( \
@@ -228,8 +220,8 @@ fn claim_sql(relation: &Relation) -> String {
              claimed_at = case when goes then clock_timestamp() end, \
              kept_back_at = case when refused then clock_timestamp() else d.kept_back_at end \
          from mine cross join token where d.id = mine.id and d.state in ('pending', 'hidden') \
-         returning d.id, d.relation, d.key, d.flip_lsn::text, d.targets, d.lease_token, d.state, \
-             d.kept_back_at is not null and d.approved_at is null, d.hidden_at is not null",
+         returning {returned}, {KEPT_BACK}",
+        returned = ClaimedRow::RETURNED,
         table = table.name(),
         matches = table.matches_array("t", "d.key"),
         held = is_held(&name, "d.key"),
@@ -327,7 +319,7 @@ impl PgLedger {
         let told = |row: &RemovedRow| {
             let known =
                 names.iter().zip(row).filter_map(|(name, value)| Some((name, value.as_ref()?)));
-            serde_json::to_string(&known.collect::<BTreeMap<_, _>>()).map_err(encode)
+            json(&known.collect::<BTreeMap<_, _>>())
         };
         let rows = removed
             .iter()
@@ -338,7 +330,12 @@ impl PgLedger {
             .map(|candidate| candidate.position.map(|position| position.lsn.to_string()))
             .collect();
         let sql = AssertSqlSafe(Arc::clone(&prepared.removed.record));
-        let query = self.statements.query(sql).bind(keys_json(removed)?).bind(rows).bind(lsns);
+        let query = self
+            .statements
+            .query(sql)
+            .bind(keys_json(removed.iter().map(|it| &it.key))?)
+            .bind(rows)
+            .bind(lsns);
         Ok(query.fetch_all(connection).await?.len() as u64)
     }
 
@@ -353,19 +350,15 @@ impl PgLedger {
         let locked: Vec<Vec<String>> = self
             .statements
             .scalar(sql)
-            .bind(keys_json(removed)?)
+            .bind(keys_json(removed.iter().map(|it| &it.key))?)
             .fetch_all(&mut *connection)
             .await?;
-        let locked = locked
-            .iter()
-            .map(|key| serde_json::to_string(key).map_err(encode))
-            .collect::<Result<Vec<_>, _>>()?;
+        let locked = locked.iter().map(json).collect::<Result<Vec<_>, _>>()?;
         let sql = AssertSqlSafe(Arc::clone(&prepared.removed.due));
         let rows = self.statements.query(sql).bind(locked).fetch_all(connection).await?;
         rows.iter()
             .map(|row| {
                 let Json(told) = row.try_get::<Json<BTreeMap<String, Option<String>>>, _>(2)?;
-                let Json(waived) = row.try_get::<Json<BTreeMap<String, IgnoredAny>>, _>(3)?;
                 let (is_whole, plain) = (row.try_get(4)?, row.try_get::<Vec<String>, _>(5)?);
                 let key: Vec<String> = row.try_get(1)?;
                 let of_key: BTreeMap<&str, &String> =
@@ -378,10 +371,7 @@ impl PgLedger {
                 let values: Vec<Option<String>> =
                     prepared.claim.columns.iter().map(value).collect();
                 let targets = match row.try_get::<bool, _>(6)? {
-                    true => {
-                        let waived: BTreeSet<String> = waived.into_keys().collect();
-                        self.resolve(prepared, &values, &waived)
-                    }
+                    true => self.resolve(prepared, &values, &waived_stores(row, 3)?),
                     false => Err(Refusal {
                         store: String::new(),
                         reason:
@@ -404,10 +394,7 @@ impl PgLedger {
         let ids: Vec<i64> = due.iter().map(|due| due.id).collect();
         let targets = due
             .iter()
-            .map(|due| {
-                let targets = due.targets.as_deref().unwrap_or_default();
-                serde_json::to_string(targets).map_err(encode)
-            })
+            .map(|due| json(due.targets.as_deref().unwrap_or_default()))
             .collect::<Result<Vec<_>, _>>()?;
         let refusals: Vec<Option<&str>> =
             due.iter().map(|due| due.targets.as_ref().err().map(|it| &*it.reason)).collect();
@@ -421,43 +408,6 @@ impl PgLedger {
             .bind(self.lease_seconds())
             .fetch_all(connection)
             .await?;
-        let mut claimed = Vec::with_capacity(rows.len());
-        let mut kept_back = 0;
-        for row in rows {
-            kept_back += u64::from(row.try_get::<Option<bool>, _>(7)? == Some(true));
-            match row.try_get::<String, _>(6)?.as_str() {
-                "claimed" => claimed.push((
-                    ClaimedRow {
-                        id: row.try_get(0)?,
-                        relation: row.try_get(1)?,
-                        key: row.try_get(2)?,
-                        flag: String::new(),
-                        lsn: row.try_get(3)?,
-                        targets: row.try_get::<Json<Vec<TargetEntry>>, _>(4)?.0,
-                        is_hide: false,
-                        was_hidden: row.try_get(8)?,
-                        waived: BTreeSet::new(),
-                    },
-                    row.try_get(5)?,
-                )),
-                "parked" => self.report_parked(prepared, row.try_get(0)?),
-                _ => {}
-            }
-        }
-        if kept_back > 0 {
-            self.report_kept_back(prepared, kept_back);
-        }
-        Ok(claimed)
+        self.taken(prepared, &rows, |row| Ok(row.try_get::<&str, _>("state")? == "claimed"))
     }
-}
-
-fn keys_json(removed: &[&Candidate]) -> Result<Vec<String>, sqlx::Error> {
-    let text = |candidate: &&Candidate| {
-        serde_json::to_string(&candidate.key.columns().collect::<Vec<_>>()).map_err(encode)
-    };
-    removed.iter().map(text).collect()
-}
-
-fn encode(error: serde_json::Error) -> sqlx::Error {
-    sqlx::Error::Encode(Box::new(error))
 }

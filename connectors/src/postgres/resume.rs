@@ -8,14 +8,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
-use serde::de::IgnoredAny;
-use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use tracing::error;
 
 use tombstream_model::{Claimed, DeletionId, Fence, LedgerError, Relation};
 
-use super::ledger::{ClaimedRow, PgLedger, Prepared, TargetEntry};
+use super::ledger::{ClaimedRow, PgLedger, Prepared};
 use super::pool::ledger_error;
 use super::statement::BEGIN;
 use super::table::{Table, is_held};
@@ -42,8 +40,8 @@ static TAKE: LazyLock<Arc<str>> = LazyLock::new(|| {
         lease_until = clock_timestamp() + make_interval(secs => $3), attempts = d.attempts + 1, \
         due_at = null \
     from due cross join token where d.id = due.id \
-    returning d.id, d.relation, d.key, coalesce(d.flag, ''), d.flip_lsn::text, d.targets, \
-        d.lease_token, d.state = 'hidden', d.hidden_at is not null, d.waived"
+    returning {}",
+        ClaimedRow::RETURNED
     )
     .into()
 });
@@ -117,26 +115,7 @@ impl PgLedger {
             .bind(self.relation_names())
             .fetch_all(connection)
             .await?;
-        rows.into_iter()
-            .map(|row| {
-                let claimed = ClaimedRow {
-                    id: row.try_get(0)?,
-                    relation: row.try_get(1)?,
-                    key: row.try_get(2)?,
-                    flag: row.try_get(3)?,
-                    lsn: row.try_get(4)?,
-                    targets: row.try_get::<Json<Vec<TargetEntry>>, _>(5)?.0,
-                    is_hide: row.try_get(7)?,
-                    was_hidden: row.try_get(8)?,
-                    waived: row
-                        .try_get::<Json<BTreeMap<String, IgnoredAny>>, _>(9)?
-                        .0
-                        .into_keys()
-                        .collect(),
-                };
-                Ok((claimed, row.try_get(6)?))
-            })
-            .collect()
+        rows.iter().map(ClaimedRow::read).collect()
     }
 
     /// Ends those whose row is alive again, and says which.

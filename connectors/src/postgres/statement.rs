@@ -7,6 +7,7 @@
 
 use std::ops::{Deref, DerefMut};
 
+use serde::Serialize;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::{Query, QueryScalar};
@@ -14,6 +15,11 @@ use sqlx::{FromRow, PgConnection, PgPool, Postgres, SqlSafeStr, Transaction};
 
 /// Of a claim, of taking over, of counting: decisions are on fresh snapshots, whatever a role's default is.
 pub(super) const BEGIN: &str = "begin isolation level read committed";
+
+/// A value as a parameter of type text that the statement casts to json.
+pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, sqlx::Error> {
+    serde_json::to_string(value).map_err(|error| sqlx::Error::Encode(Box::new(error)))
+}
 
 /// The pool, and how statements are sent on it.
 #[derive(Clone, Debug)]

@@ -13,8 +13,8 @@ use tracing::info;
 use tombstream_model::Relation;
 
 use super::ledger::{ClaimedRow, PgLedger, Prepared};
-use super::statement::BEGIN;
-use super::table::{Table, ident};
+use super::statement::{BEGIN, json};
+use super::table::Table;
 
 /// A store that held copies of a relation's rows and is not configured any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,14 +156,10 @@ pub async fn waive_store(
 /// The template columns of rows, by the key as the ledger keeps it; no row of it is locked.
 fn rows_sql(relation: &Relation) -> String {
     let table = Table::new(relation);
-    let columns: String = relation
-        .template_columns()
-        .iter()
-        .map(|name| format!(", t.{}::text", ident(name)))
-        .collect();
     format!(
         "select d.id{columns} from tombstream.deletion d join {table} t on {matches} \
          where d.id = any($1)",
+        columns = table.template_columns("t"),
         table = table.name(),
         matches = table.matches_array("t", "d.key"),
     )
@@ -217,8 +213,7 @@ impl PgLedger {
                         );
                         row.targets.extend(added);
                         ids.push(row.id);
-                        let json = serde_json::to_string(&row.targets);
-                        targets.push(json.map_err(|error| sqlx::Error::Encode(Box::new(error)))?);
+                        targets.push(json(&row.targets)?);
                     }
                     Err(refusal) => {
                         self.report_parked(prepared, row.id);

@@ -7,7 +7,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgPool, Row as _};
+use sqlx::postgres::PgArguments;
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, PgPool, Postgres, Row as _};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -17,7 +19,7 @@ use tombstream_model::{
 };
 
 use super::statement::Statements;
-use super::table::{Table, ident, interval, is_held, literal};
+use super::table::{Table, interval, is_held, literal};
 
 /// How the sweep goes.
 #[derive(Clone, Debug)]
@@ -132,6 +134,19 @@ struct Cursor {
     key: Vec<String>,
 }
 
+impl Cursor {
+    /// The cursor as a page's statement takes it, behind its limit.
+    fn bind<'q>(
+        &self,
+        mut query: Query<'q, Postgres, PgArguments>,
+    ) -> Query<'q, Postgres, PgArguments> {
+        if let Some(flag) = &self.flag {
+            query = query.bind(flag.clone());
+        }
+        self.key.iter().fold(query, |query, column| query.bind(column.clone()))
+    }
+}
+
 impl Sweep {
     /// A sweep over `relations`; a [`RelationId`] is an index into them. Its first round begins at
     /// once: after an outage there may be much to find.
@@ -211,12 +226,7 @@ impl Sweep {
                 let sql = if after.is_some() { &pages.next } else { &pages.first };
                 let mut query = self.statements.query(AssertSqlSafe(Arc::clone(sql))).bind(limit);
                 if let Some(cursor) = &after {
-                    if let Some(flag) = &cursor.flag {
-                        query = query.bind(flag);
-                    }
-                    for column in &cursor.key {
-                        query = query.bind(column);
-                    }
+                    query = cursor.bind(query);
                 }
                 let rows = query.fetch_all(&mut *session).await?;
                 let mut candidates = Vec::with_capacity(rows.len());
@@ -246,16 +256,11 @@ impl Sweep {
             Scan::Hides { relation, usual, urgent, after, newest, whole } => {
                 let pages = if self.is_urgent { urgent } else { usual };
                 let sql = if after.is_some() { &pages.next } else { &pages.first };
-                let mut query = self.statements.query(AssertSqlSafe(Arc::clone(sql))).bind(limit);
-                match &after {
-                    Some(cursor) => {
-                        query = query.bind(&cursor.flag);
-                        for column in &cursor.key {
-                            query = query.bind(column);
-                        }
-                    }
-                    None => query = query.bind(newest.as_ref()),
-                }
+                let query = self.statements.query(AssertSqlSafe(Arc::clone(sql))).bind(limit);
+                let query = match &after {
+                    Some(cursor) => cursor.bind(query),
+                    None => query.bind(newest.as_ref()),
+                };
                 let rows = query.fetch_all(&mut *session).await?;
                 let mut candidates = Vec::new();
                 looked_at = Some(rows.len());
@@ -419,31 +424,14 @@ fn hides_sql(relation: &Relation, config: &SweepConfig, is_whole: bool, goes_on:
     let table = Table::new(relation);
     let name = literal(&relation.name);
     let hide = relation.hide.unwrap_or_default();
-    let ago = |length: Duration| {
-        let at = format!("(now() - {})", interval(length));
-        match &relation.flag.kind {
-            FlagKind::Timestamp { zone } => format!("({at} at time zone {})", literal(zone)),
-            FlagKind::TimestampTz | FlagKind::Boolean => at,
-        }
-    };
-    let flag_type = match relation.flag.kind {
-        FlagKind::Timestamp { .. } => "timestamp",
-        FlagKind::TimestampTz | FlagKind::Boolean => "timestamptz",
-    };
     let flag = table.flag("t");
-    let mut columns = vec![(flag.clone(), flag_type)];
-    columns.extend(
-        relation.key.iter().map(|key| (format!("t.{}", ident(&key.name)), key.kind.sql_type())),
-    );
-    let order: Vec<&str> = columns.iter().map(|(column, _)| column.as_str()).collect();
-    let order = order.join(", ");
+    let (order, after) = keyset(relation);
     let begin = if goes_on {
-        let bound: Vec<String> =
-            columns.iter().zip(2..).map(|((_, kind), n)| format!("${n}::text::{kind}")).collect();
-        format!("({order}) > ({})", bound.join(", "))
+        after
     } else {
         let from = if is_whole { relation.grace } else { hide.max(config.after) + LATE };
-        format!("{flag} > coalesce($2::text::{flag_type} - interval '2 minutes', {})", ago(from))
+        let newest = table.flag_value("$2::text");
+        format!("{flag} > coalesce({newest} - interval '2 minutes', {})", ago(relation, from))
     };
     format!(
         "select p.key, p.flag, not {held} and not exists (select from tombstream.deletion d \
@@ -460,9 +448,35 @@ fn hides_sql(relation: &Relation, config: &SweepConfig, is_whole: bool, goes_on:
         key = table.key("t"),
         table = table.name(),
         is_set = table.is_set("t"),
-        due = ago(hide.max(config.after)),
-        claimed = ago(relation.grace),
+        due = ago(relation, hide.max(config.after)),
+        claimed = ago(relation, relation.grace),
     )
+}
+
+/// The order of the flag's index, and the condition that a row stands behind a cursor, bound from `$2` on.
+fn keyset(relation: &Relation) -> (String, String) {
+    let table = Table::new(relation);
+    let mut columns: Vec<(String, String)> = Vec::new();
+    if relation.flag.kind != FlagKind::Boolean {
+        columns.push((table.flag("t"), table.flag_value("$2::text")));
+    }
+    for (column, name) in relation.key.iter().zip(table.key_columns("t")) {
+        let n = columns.len() + 2;
+        columns.push((name, format!("${n}::text::{}", column.kind.sql_type())));
+    }
+    let (order, bound): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
+    let order = order.join(", ");
+    let after = format!("({order}) > ({})", bound.join(", "));
+    (order, after)
+}
+
+/// So long before now, as the flag's column has times.
+fn ago(relation: &Relation, length: Duration) -> String {
+    let at = format!("(now() - {})", interval(length));
+    match &relation.flag.kind {
+        FlagKind::Timestamp { zone } => format!("({at} at time zone {})", literal(zone)),
+        FlagKind::TimestampTz | FlagKind::Boolean => at,
+    }
 }
 
 /// A page of flagged rows that are due and that no open claim, no person, no hold and no grace of
@@ -471,30 +485,13 @@ fn hides_sql(relation: &Relation, config: &SweepConfig, is_whole: bool, goes_on:
 fn flags_sql(relation: &Relation, config: &SweepConfig, goes_on: bool) -> String {
     let table = Table::new(relation);
     let name = literal(&relation.name);
-    let wait = relation.grace.max(config.after).as_millis();
-    let due = format!("(now() - interval '{wait} milliseconds')");
+    let flag = (relation.flag.kind != FlagKind::Boolean).then(|| table.flag("t"));
+    let due = ago(relation, relation.grace.max(config.after));
+    let due = flag.as_ref().map(|flag| format!(" and {flag} <= {due}")).unwrap_or_default();
+    let (order, after) = keyset(relation);
+    let after = if goes_on { format!(" and {after}") } else { String::new() };
     let seen = format!("(now() - {})", interval(relation.hide.unwrap_or(relation.grace)));
     let hidden_seen = format!("(now() - {})", interval(relation.grace));
-    let (flag, flag_type, due) = match &relation.flag.kind {
-        FlagKind::TimestampTz => (Some(table.flag("t")), "timestamptz", due),
-        FlagKind::Timestamp { zone } => {
-            (Some(table.flag("t")), "timestamp", format!("({due} at time zone {})", literal(zone)))
-        }
-        FlagKind::Boolean => (None, "", due),
-    };
-    let mut columns: Vec<(String, &str)> = Vec::new();
-    columns.extend(flag.iter().map(|flag| (flag.clone(), flag_type)));
-    columns.extend(
-        relation.key.iter().map(|key| (format!("t.{}", ident(&key.name)), key.kind.sql_type())),
-    );
-    let order: Vec<&str> = columns.iter().map(|(column, _)| column.as_str()).collect();
-    let bound: Vec<String> =
-        columns.iter().zip(2..).map(|((_, kind), n)| format!("${n}::text::{kind}")).collect();
-    let after = match goes_on {
-        true => format!(" and ({}) > ({})", order.join(", "), bound.join(", ")),
-        false => String::new(),
-    };
-    let due = flag.as_ref().map(|flag| format!(" and {flag} <= {due}")).unwrap_or_default();
     format!(
         "select {key}, {shown} from {table} t where {is_set}{due}{after} \
          and not exists (select from tombstream.deletion d where d.relation = {name} \
@@ -514,7 +511,6 @@ fn flags_sql(relation: &Relation, config: &SweepConfig, goes_on: bool) -> String
         flag_column = table.flag("t"),
         table = table.name(),
         is_set = table.is_set("t"),
-        order = order.join(", "),
     )
 }
 
@@ -535,8 +531,9 @@ impl Source for Sweep {
                 }
                 self.todo = (0..self.scans.len())
                     .filter(|&place| match &self.scans[place] {
-                        Scan::Orphans { whole, .. } => !whole.is_done,
-                        Scan::Hides { whole: Some(whole), .. } => !whole.is_done,
+                        Scan::Orphans { whole, .. } | Scan::Hides { whole: Some(whole), .. } => {
+                            !whole.is_done
+                        }
                         _ => true,
                     })
                     .collect();

@@ -88,6 +88,12 @@ impl<'a> Table<'a> {
         self.relation.key.iter().map(move |column| format!("{alias}.{}", ident(&column.name)))
     }
 
+    /// `, t."tenant_id"::text, …`: the columns that the templates name, behind others of a select.
+    pub(super) fn template_columns(&self, alias: &str) -> String {
+        let columns = self.relation.template_columns();
+        columns.iter().map(|name| format!(", {alias}.{}::text", ident(name))).collect()
+    }
+
     /// `unnest($n::text[], …) as k(k0, …)`: a list of keys, one array a column, the first being `$first`.
     pub(super) fn unnest_keys(&self, first: usize) -> String {
         let count = self.relation.key.len();
