@@ -90,12 +90,11 @@ pub async fn show(pool: &PgPool, relation: &Relation) -> Result<Breaker, OrderEr
     let window = relation.breaker.as_ref().map_or(0.0, |limits| limits.window.as_secs_f64());
     let sql = format!(
         "select b.tripped_at, b.reason, w.waiting, w.up_to, \
-             coalesce((select sum(s.claims) from tombstream.breaker_spent s where s.relation = $1 \
-                 and s.\"limit\" = 'window' \
-                 and s.slot + make_interval(secs => $2::float8 * 61 / 60) >= clock_timestamp()), 0)::bigint as spent \
+             {spent} as spent \
          from (select count(*) as waiting, max(d.id) as up_to from tombstream.deletion d \
              where d.relation = $1 and {UNDECIDED}) as w \
-         left join tombstream.breaker b on b.relation = $1"
+         left join tombstream.breaker b on b.relation = $1",
+        spent = spent_sql("window", "$2"),
     );
     let row = query(AssertSqlSafe(sql)).bind(&*relation.name).bind(window);
     let row = row.fetch_one(&mut *snapshot).await?;
@@ -424,6 +423,16 @@ fn span_sql(table: &Table<'_>, key: &str) -> String {
         table.matches(key),
         table.is_set,
         in_span(table, "$5", "$6"),
+    )
+}
+
+/// What of relation `$1` was spent within a limit's window, whose seconds are the parameter `window`: as
+/// `tombstream.spend` counts it.
+pub(super) fn spent_sql(limit: &str, window: &str) -> String {
+    format!(
+        "coalesce((select sum(s.claims) from tombstream.breaker_spent s where s.relation = $1 \
+             and s.\"limit\" = '{limit}' \
+             and s.slot + make_interval(secs => {window}::float8 * 61 / 60) >= clock_timestamp()), 0)::bigint"
     )
 }
 

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row as _};
 use tombstream_model::{BreakerLimits, Key, KeyKind, Relation};
 
+use super::breaker::spent_sql;
 use super::{OrderError, begin, check_text, end, note, query};
 use crate::sql::{self, Table};
 
@@ -282,17 +283,13 @@ async fn ask_breaker(
     let limits = relation.breaker.as_ref();
     let window = limits.map_or(0.0, |limits| limits.window.as_secs_f64());
     let rate_window = BreakerLimits::RATE_WINDOW.as_secs_f64();
-    let sql = "select b.tripped_at is not null as tripped, b.reason, b.row_count, \
-                   coalesce((select sum(s.claims) from tombstream.breaker_spent s where s.relation = $1 \
-                       and s.\"limit\" = 'window' \
-                       and s.slot + make_interval(secs => $2::float8 * 61 / 60) >= clock_timestamp()), 0)::bigint \
-                       as spent, \
-                   coalesce((select sum(s.claims) from tombstream.breaker_spent s where s.relation = $1 \
-                       and s.\"limit\" = 'rate' \
-                       and s.slot + make_interval(secs => $3::float8 * 61 / 60) >= clock_timestamp()), 0)::bigint \
-                       as spent_now \
-               from (values (1)) as one left join tombstream.breaker b on b.relation = $1";
-    let row = query(sql).bind(&*relation.name).bind(window).bind(rate_window);
+    let sql = format!(
+        "select b.tripped_at is not null as tripped, b.reason, b.row_count, {} as spent, {} as spent_now \
+         from (values (1)) as one left join tombstream.breaker b on b.relation = $1",
+        spent_sql("window", "$2"),
+        spent_sql("rate", "$3"),
+    );
+    let row = query(AssertSqlSafe(sql)).bind(&*relation.name).bind(window).bind(rate_window);
     let row = row.fetch_one(connection).await?;
     if row.try_get::<Option<bool>, _>("tripped")? == Some(true) {
         let reason: Option<String> = row.try_get("reason")?;

@@ -70,17 +70,7 @@ async fn approve(
     Extension(actor): Extension<Actor>,
     request: Request,
 ) -> Result<Json<Answered>, ApiError> {
-    let chosen = Wanted::read(&served, request).await?;
-    let (relation, actor, end) =
-        (&served.relation, &*actor.0, Instant::now() + served.body_time_max / 2);
-    let order = |pool: PgPool| async move {
-        let mut complete = true;
-        let decided =
-            breaker::approve(&pool, relation, chosen, actor, |_| in_time(end, &mut complete))
-                .await?;
-        Ok(Answered { decided, complete })
-    };
-    Ok(Json(served.ordered(Attempts::repeatable(), order).await?))
+    decide(&served, &actor, request, Decision::Approve).await
 }
 
 async fn reject(
@@ -88,14 +78,31 @@ async fn reject(
     Extension(actor): Extension<Actor>,
     request: Request,
 ) -> Result<Json<Answered>, ApiError> {
-    let chosen = Wanted::read(&served, request).await?;
-    let (relation, actor, end) =
-        (&served.relation, &*actor.0, Instant::now() + served.body_time_max / 2);
+    decide(&served, &actor, request, Decision::Reject).await
+}
+
+#[derive(Clone, Copy)]
+enum Decision {
+    Approve,
+    Reject,
+}
+
+async fn decide(
+    served: &Served,
+    actor: &Actor,
+    request: Request,
+    decision: Decision,
+) -> Result<Json<Answered>, ApiError> {
+    let chosen = Wanted::read(served, request).await?;
+    let end = Instant::now() + served.body_time_max / 2;
+    let (relation, actor) = (&served.relation, &*actor.0);
     let order = |pool: PgPool| async move {
         let mut complete = true;
-        let decided =
-            breaker::reject(&pool, relation, chosen, actor, |_| in_time(end, &mut complete))
-                .await?;
+        let in_time = |_: &Decided| in_time(end, &mut complete);
+        let decided = match decision {
+            Decision::Approve => breaker::approve(&pool, relation, chosen, actor, in_time).await?,
+            Decision::Reject => breaker::reject(&pool, relation, chosen, actor, in_time).await?,
+        };
         Ok(Answered { decided, complete })
     };
     Ok(Json(served.ordered(Attempts::repeatable(), order).await?))

@@ -8,6 +8,7 @@ use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::PgPool;
+use tombstream_model::Key;
 
 use super::Served;
 use crate::auth::Actor;
@@ -48,8 +49,7 @@ async fn flag(
     Extension(actor): Extension<Actor>,
     request: Request,
 ) -> Result<Json<Answered>, ApiError> {
-    let wanted: Wanted = served.json(request, EXPECTED).await?;
-    let keys = bulk::keys(&served.relation, &wanted.keys)?;
+    let keys = wanted(&served, request).await?;
     let (relation, keys, actor) = (&served.relation, &*keys, &*actor.0);
     let order = |pool: PgPool| async move { bulk::flag(&pool, relation, keys, actor).await };
     let became = served.ordered(Attempts::repeatable(), order).await?;
@@ -61,12 +61,17 @@ async fn restore(
     Extension(actor): Extension<Actor>,
     request: Request,
 ) -> Result<Json<Answered>, ApiError> {
-    let wanted: Wanted = served.json(request, EXPECTED).await?;
-    let keys = bulk::keys(&served.relation, &wanted.keys)?;
+    let keys = wanted(&served, request).await?;
     let (relation, keys, actor) = (&served.relation, &*keys, &*actor.0);
     let order = |pool: PgPool| async move { bulk::restore(&pool, relation, keys, actor).await };
     let became = served.ordered(Attempts::repeatable(), order).await?;
     Ok(served.answered(became, ("restored", "restore")))
+}
+
+/// The keys of a request.
+async fn wanted(served: &Served, request: Request) -> Result<Vec<Key>, ApiError> {
+    let wanted: Wanted = served.json(request, EXPECTED).await?;
+    Ok(bulk::keys(&served.relation, &wanted.keys)?)
 }
 
 impl Served {
