@@ -375,6 +375,12 @@ async fn every_command_refuses_a_ledger_that_is_newer_and_says_what_to_run() {
         &["receipts", "export"],
         &["resume", "notes"],
         &["ledger", "tidy"],
+        &["hold", "list", "notes", "1"],
+        &["parked", "list"],
+        &["breaker", "show"],
+        &["rehydrations", "list"],
+        &["explain", "notes", "1"],
+        &["stores", "waive", "gone", "--relation", "notes", "--reason", "r", "--actor", "a"],
     ] {
         let ended = place.run(command);
         assert_eq!(ended.status.code(), Some(1), "{command:?}");

@@ -57,7 +57,7 @@ struct DecideArgs {
 }
 
 pub(super) async fn breaker(config: Config, args: Args) -> anyhow::Result<()> {
-    let pool = wiring::connect(&config.database, "tombstream-breaker").await?;
+    let pool = wiring::connect_ledger(&config.database, "tombstream-breaker").await?;
     let (args, approves) = match args.command {
         Command::Show { relation, json } => {
             for relation in chosen(&config, relation.as_deref())? {

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use anyhow::{Context as _, bail};
 use tombstream_connectors::postgres::{self, DeadLetterRow, Redrive, Redriven};
 
+use super::page::{PageArgs, print};
 use crate::config::Config;
 use crate::wiring;
 
@@ -18,16 +19,8 @@ pub(super) struct Args {
 enum Command {
     /// One line each, oldest first.
     List {
-        /// Only those whose number is above this one.
-        #[arg(long, value_name = "ID", default_value_t = 0)]
-        after: i64,
-        /// Most lines.
-        #[arg(long, value_name = "N", default_value_t = 100)]
-        #[arg(value_parser = clap::value_parser!(i64).range(1..))]
-        limit: i64,
-        /// JSON objects instead of lines for people.
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        page: PageArgs,
     },
     /// One of them, whole.
     Show {
@@ -58,12 +51,9 @@ pub(super) async fn dead_letters(config: Config, args: Args) -> anyhow::Result<(
     let pool = wiring::connect_ledger(&config.database, "tombstream-dead-letters").await?;
     let unread = "the ledger can't be read; is it migrated (`tombstream migrate`)?";
     match args.command {
-        Command::List { after, limit, json } => {
+        Command::List { page: PageArgs { after, limit, json } } => {
             for letter in postgres::dead_letters(&pool, after, limit).await.context(unread)? {
-                match json {
-                    true => println!("{}", serde_json::to_string(&letter)?),
-                    false => println!("{}", line(&letter)),
-                }
+                print(&letter, json, line)?;
             }
         }
         Command::Show { id } => {

@@ -18,7 +18,7 @@ pub(super) struct Args {
 
 pub(super) async fn explain(config: Config, args: Args) -> anyhow::Result<()> {
     let (relation, key) = args.row.find(&config)?;
-    let pool = wiring::connect(&config.database, "tombstream-explain").await?;
+    let pool = wiring::connect_ledger(&config.database, "tombstream-explain").await?;
     let explained = explain::explain(&pool, relation, &key).await?;
     match args.json {
         true => println!("{}", serde_json::to_string(&explained)?),

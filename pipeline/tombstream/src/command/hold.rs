@@ -7,6 +7,7 @@ use tombstream_model::{Key, Relation};
 
 use super::actor::ActorArg;
 use super::migrate::chosen;
+use super::page::print;
 use crate::config::Config;
 use crate::wiring;
 
@@ -77,7 +78,7 @@ pub(super) fn time(text: &str) -> Result<DateTime<Utc>, String> {
 }
 
 pub(super) async fn hold(config: Config, args: Args) -> anyhow::Result<()> {
-    let pool = wiring::connect(&config.database, "tombstream-hold").await?;
+    let pool = wiring::connect_ledger(&config.database, "tombstream-hold").await?;
     match args.command {
         Command::Set { row, case, until, actor } => {
             let (relation, key) = row.find(&config)?;
@@ -88,10 +89,7 @@ pub(super) async fn hold(config: Config, args: Args) -> anyhow::Result<()> {
         Command::List { row, json } => {
             let (relation, key) = row.find(&config)?;
             for hold in hold::list(&pool, relation, &key).await? {
-                match json {
-                    true => println!("{}", serde_json::to_string(&hold)?),
-                    false => println!("{}", line(&hold)),
-                }
+                print(&hold, json, line)?;
             }
         }
         Command::Release { row, id, actor } => {

@@ -14,6 +14,7 @@ mod explain;
 mod hold;
 pub(crate) mod ledger;
 mod migrate;
+mod page;
 mod parked;
 mod receipts;
 mod rehydrations;

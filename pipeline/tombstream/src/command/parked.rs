@@ -7,6 +7,7 @@ use tombstream_model::Key;
 use super::Failure;
 use super::actor::ActorArg;
 use super::migrate::chosen;
+use super::page::{PageArgs, print};
 use crate::config::Config;
 use crate::wiring;
 
@@ -22,16 +23,8 @@ enum Command {
     List {
         /// Only of this relation.
         relation: Option<String>,
-        /// Only those whose number is above this one.
-        #[arg(long, value_name = "ID", default_value_t = 0)]
-        after: i64,
-        /// Most lines.
-        #[arg(long, value_name = "N", default_value_t = 100)]
-        #[arg(value_parser = clap::value_parser!(i64).range(1..))]
-        limit: i64,
-        /// JSON objects instead of lines for people.
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        page: PageArgs,
     },
     /// One of them, with what each store said, and what to do.
     Show {
@@ -74,17 +67,17 @@ enum Command {
 }
 
 pub(super) async fn parked(config: Config, args: Args) -> Result<(), Failure> {
-    let pool = wiring::connect(&config.database, "tombstream-parked").await?;
+    let pool = wiring::connect_ledger(&config.database, "tombstream-parked").await?;
     match args.command {
-        Command::List { relation, after, limit, json } => {
+        Command::List { relation, page } => {
             known(&config, relation.as_deref())?;
             let filter = Filter { relation: relation.as_deref(), reason: None };
-            for one in parked::list(&pool, &filter, after, limit).await.map_err(other)? {
-                show(&one, json, line)?;
+            for one in parked::list(&pool, &filter, page.after, page.limit).await.map_err(other)? {
+                print(&one, page.json, line)?;
             }
         }
         Command::Show { id, json } => {
-            show(&parked::show(&pool, id).await.map_err(other)?, json, whole)?;
+            print(&parked::show(&pool, id).await.map_err(other)?, json, whole)?;
         }
         Command::Retry { ids, all, relation, reason, actor } => {
             let actor = actor.name()?;
@@ -140,14 +133,6 @@ fn known(config: &Config, relation: Option<&str>) -> anyhow::Result<()> {
         Some("") => bail!("a relation has a name"),
         name => chosen(config, name).map(drop),
     }
-}
-
-fn show(one: &Parked, json: bool, text: impl Fn(&Parked) -> String) -> Result<(), Failure> {
-    match json {
-        true => println!("{}", serde_json::to_string(one).map_err(anyhow::Error::from)?),
-        false => println!("{}", text(one)),
-    }
-    Ok(())
 }
 
 fn line(one: &Parked) -> String {

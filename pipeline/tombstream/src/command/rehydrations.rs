@@ -5,6 +5,7 @@ use tombstream_model::Key;
 
 use super::actor::ActorArg;
 use super::migrate::chosen;
+use super::page::{PageArgs, print};
 use crate::config::Config;
 use crate::wiring;
 
@@ -23,16 +24,8 @@ enum Command {
         /// Also those that are done, and those whose hide may still destroy.
         #[arg(long)]
         all: bool,
-        /// Only those whose number is above this one.
-        #[arg(long, value_name = "ID", default_value_t = 0)]
-        after: i64,
-        /// Most lines.
-        #[arg(long, value_name = "N", default_value_t = 100)]
-        #[arg(value_parser = clap::value_parser!(i64).range(1..))]
-        limit: i64,
-        /// JSON objects instead of lines for people.
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        page: PageArgs,
     },
     /// Note that the copies are there again.
     Done {
@@ -44,15 +37,13 @@ enum Command {
 }
 
 pub(super) async fn rehydrations(config: Config, args: Args) -> anyhow::Result<()> {
-    let pool = wiring::connect(&config.database, "tombstream-rehydrations").await?;
+    let pool = wiring::connect_ledger(&config.database, "tombstream-rehydrations").await?;
     match args.command {
-        Command::List { relation, all, after, limit, json } => {
+        Command::List { relation, all, page } => {
             chosen(&config, relation.as_deref())?;
+            let PageArgs { after, limit, json } = page;
             for one in rehydrate::list(&pool, relation.as_deref(), !all, after, limit).await? {
-                match json {
-                    true => println!("{}", serde_json::to_string(&one)?),
-                    false => println!("{}", line(&one)),
-                }
+                print(&one, json, line)?;
             }
         }
         Command::Done { id, actor } => {

@@ -46,7 +46,7 @@ pub(super) async fn stores(config: Config, args: Args) -> anyhow::Result<()> {
             );
         }
     }
-    let pool = wiring::connect(&config.database, "tombstream-stores").await?;
+    let pool = wiring::connect_ledger(&config.database, "tombstream-stores").await?;
     let waived = postgres::waive_store(&pool, &relation, &store, &actor, &reason)
         .await
         .context("the ledger can't be written; is it migrated (`tombstream migrate`)?")?;
