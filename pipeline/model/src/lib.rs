@@ -18,6 +18,7 @@ pub mod encode;
 mod key;
 mod ledger;
 mod letter;
+mod listing;
 mod position;
 mod publisher;
 mod receipt;
@@ -34,6 +35,9 @@ pub use ledger::{
     Claimed, ClaimedTarget, Disposition, Ending, Fence, Ledger, LedgerError, Settled,
 };
 pub use letter::{DeadLetter, Kept, LetterForm, LetterLimits};
+pub use listing::{
+    Listed, ListedDeletion, ListedRow, Listing, ListingError, ListingPart, Now, Registry, Standing,
+};
 pub use position::{Generation, Lsn, ParseLsnError, Position};
 pub use publisher::{Message, PublishError, Publisher};
 pub use receipt::{Receipt, ReceiptCheck, ReceiptProblem, ReceiptTally, ReceiptTarget, Waiver};
