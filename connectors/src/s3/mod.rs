@@ -15,10 +15,12 @@
 
 mod answer;
 mod config;
+mod list;
 mod request;
 mod sink;
 mod xml;
 
 pub use answer::{ObjectLock, Versioning};
 pub use config::{KeysMax, Probe, S3Config, S3ConfigError, S3Credentials};
+pub use list::{S3Listing, S3Part};
 pub use sink::{BucketFacts, S3Facts, S3Sink};

@@ -26,8 +26,8 @@ const UNITS_IN_FLIGHT: usize = 4;
 /// confirmed is not lost.
 #[derive(Debug)]
 pub struct S3Sink {
-    config: S3Config,
-    requests: Requests,
+    pub(super) config: S3Config,
+    pub(super) requests: Requests,
     /// What each declared bucket said when it was asked; a marker in an answer overrides it.
     versioning: Mutex<BTreeMap<String, Option<Versioning>>>,
 }

@@ -115,8 +115,7 @@ impl Second<'_> {
                 let found = targets.into_iter().find(|it| {
                     it.target == *target && place(it.store, &it.address) == suspect.place
                 })?;
-                let trace =
-                    Trace { place: suspect.place, relation: *relation, key: key.clone() };
+                let trace = Trace { place: suspect.place, relation: *relation, key: key.clone() };
                 Some(Asked {
                     store: found.store,
                     address: found.address,
@@ -198,8 +197,7 @@ impl Second<'_> {
     }
 
     fn judge(&self, asked: Asked, known: &Known) -> Option<Finding> {
-        let words: Vec<Word> =
-            asked.traces.iter().map(|trace| self.word(trace, known)).collect();
+        let words: Vec<Word> = asked.traces.iter().map(|trace| self.word(trace, known)).collect();
         let together = words.iter().fold(Word::default(), |word, other| word.join(*other));
         let kind = match asked.suspect.note {
             Note::Row(..) => {

@@ -316,7 +316,8 @@ impl Reconcile {
         shared: &Arc<Shared>,
         feeds: Vec<FeedSender<Permitted>>,
     ) -> Result<Arc<Lines>, ReconcileError> {
-        let lines = Arc::new(Lines { feeds, next: AtomicUsize::new(0), shared: Arc::clone(shared) });
+        let lines =
+            Arc::new(Lines { feeds, next: AtomicUsize::new(0), shared: Arc::clone(shared) });
         let count = self.config.parts.max(1);
         let samples = self.samples(shared).await?;
         let database = |what| move |source| ReconcileError::Database { what, source };
@@ -516,10 +517,7 @@ fn passes(error: &ListingError) -> bool {
 }
 
 /// Asks again what may pass.
-async fn persist<T, E, F>(
-    mut ask: impl FnMut() -> F,
-    passes: impl Fn(&E) -> bool,
-) -> Result<T, E>
+async fn persist<T, E, F>(mut ask: impl FnMut() -> F, passes: impl Fn(&E) -> bool) -> Result<T, E>
 where
     F: Future<Output = Result<T, E>>,
 {

@@ -17,6 +17,7 @@ mod migrate;
 mod page;
 mod parked;
 mod receipts;
+mod reconcile;
 mod rehydrations;
 mod resume;
 mod run;
@@ -81,6 +82,8 @@ enum Command {
     DeadLetters(dead_letters::Args),
     /// Print the receipts, or check printed ones without any server.
     Receipts(receipts::Args),
+    /// Compare rows, ledger and stores: what is there and should not be, what should be there and is not.
+    Reconcile(reconcile::Args),
     /// Move closed deletions to the archive now; `run` does so every hour.
     Ledger(ledger::Args),
     /// End a relation's pause, after its cause was mended.
@@ -162,6 +165,9 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         }
         Command::Receipts(args) => {
             receipts::receipts(args, || load(Needs::Database)).await?;
+        }
+        Command::Reconcile(args) => {
+            reconcile::reconcile(load(Needs::Everything)?, args).await?;
         }
         Command::Ledger(args) => ledger::ledger(load(Needs::Database)?, args).await?,
         Command::Resume(args) => resume::resume(load(Needs::Database)?, args).await?,

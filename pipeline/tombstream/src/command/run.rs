@@ -1,6 +1,7 @@
 //! `tombstream run`: the pipeline, until it is told to stop.
 
 use anyhow::{Context as _, bail};
+use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tombstream_connectors::postgres::{self, Severity};
@@ -71,7 +72,15 @@ pub(super) async fn until(
 }
 
 async fn start(config: &Config) -> anyhow::Result<(Running, Upkeep)> {
-    let pool = wiring::connect(&config.database, "tombstream").await?;
+    let pool = ready(config, "tombstream").await?;
+    let (pipeline, watched) = wiring::pipeline(config, pool.clone()).await?;
+    let upkeep = Upkeep::start(config, pool, watched)?;
+    Ok((pipeline.start(tokio::runtime::Handle::current())?, upkeep))
+}
+
+/// Opens the database, and refuses what no pipeline may run on, a job's as little as this one.
+pub(super) async fn ready(config: &Config, who: &str) -> anyhow::Result<PgPool> {
+    let pool = wiring::connect(&config.database, who).await?;
     let mut findings =
         postgres::check_ledger(&pool).await.context("the ledger can't be looked at")?;
     // A ledger of another version is told of its version alone.
@@ -104,9 +113,7 @@ async fn start(config: &Config) -> anyhow::Result<(Running, Upkeep)> {
     if let Some(former) = wiring::former_stores(config, &pool).await?.into_iter().next() {
         bail!("{former}");
     }
-    let (pipeline, watched) = wiring::pipeline(config, pool.clone()).await?;
-    let upkeep = Upkeep::start(config, pool, watched)?;
-    Ok((pipeline.start(tokio::runtime::Handle::current())?, upkeep))
+    Ok(pool)
 }
 
 /// Stops polling, drains, commits and leaves, in `drain_max`; a second signal leaves at once. What
