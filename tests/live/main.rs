@@ -12,6 +12,7 @@ mod event;
 mod keys;
 mod outage;
 mod poison;
+mod reconcile;
 mod replay;
 mod scene;
 mod start;

@@ -7,6 +7,7 @@ mod claim;
 mod finalize;
 mod guard;
 mod letters;
+mod listing;
 mod pooler;
 mod positions;
 mod race;

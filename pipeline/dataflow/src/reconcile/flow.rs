@@ -87,8 +87,7 @@ pub(crate) fn assemble(
                         shared.fail(error);
                     }
                     if frontier.is_empty() && held.take().is_some() {
-                        // Invariant (S6): nothing is judged unless every listing was whole; what a broken
-                        // one leaves out would be missing. `a_listing_that_breaks_reports_nothing`.
+                        // What broke is not even judged; that it is not reported does not rest on this.
                         if shared.is_whole.load(Ordering::Acquire)
                             && let Ok(heap) = &mut heap
                             && let Err(error) = heap.judge(&shared)

@@ -288,6 +288,8 @@ impl Reconcile {
         let read = read.map(drop);
         wakers.iter().for_each(crate::bridge::Waker::wake);
         let worked = threads.await;
+        // Invariant (S6): nothing is reported unless every listing was whole; what a broken one leaves out would
+        // be missing. `a_listing_that_breaks_reports_nothing`.
         read?;
         if let Some(said) = shared.failure.borrow().clone() {
             return Err(ReconcileError::Folder(said));
