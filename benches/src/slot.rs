@@ -22,6 +22,7 @@ use tombstream_model::{
     TargetTemplate, Template,
 };
 
+use crate::figures::{Ratio, median};
 use crate::null::{NullLedger, store};
 
 #[derive(Args)]
@@ -136,19 +137,9 @@ async fn scene(options: &Options, server_url: &str, name: &str) -> Result<()> {
 
 fn report(options: &Options, each: u32, ours: &[Drained], theirs: &[Drained]) {
     let rows = f64::from(options.rows);
-    let median = |of: &[f64]| {
-        let mut sorted = of.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        sorted[sorted.len() / 2]
-    };
     let walls = |of: &[Drained]| of.iter().map(|it| it.wall).collect::<Vec<_>>();
     let processors = |of: &[Drained]| of.iter().map(|it| it.processor).collect::<Vec<_>>();
-    let ratios: Vec<f64> =
-        theirs.iter().zip(ours).map(|(theirs, ours)| theirs.wall / ours.wall).collect();
-    let spread = |of: &[f64]| {
-        of.iter().fold((f64::MAX, 0_f64), |(low, high), it| (low.min(*it), high.max(*it)))
-    };
-    let (low, high) = spread(&ratios);
+    let ratio = Ratio::of(&walls(theirs), &walls(ours));
     let (ours_s, theirs_s) = (median(&walls(ours)), median(&walls(theirs)));
     if options.json {
         let line = json!({
@@ -156,7 +147,7 @@ fn report(options: &Options, each: u32, ours: &[Drained], theirs: &[Drained]) {
             "workers": options.workers,
             "ours_events_per_s": (rows / ours_s).round(),
             "theirs_events_per_s": (rows / theirs_s).round(),
-            "ratio_median": median(&ratios), "ratio_min": low, "ratio_max": high,
+            "ratio": ratio,
             "ours_processor_s": median(&processors(ours)),
             "theirs_processor_s": median(&processors(theirs)),
             "peak_memory_bytes": memory("VmHWM:"),
@@ -164,11 +155,9 @@ fn report(options: &Options, each: u32, ours: &[Drained], theirs: &[Drained]) {
         println!("{line}");
     } else {
         println!(
-            "tombstream {:.0} events/s, pg_recvlogical {:.0} events/s: ratio {:.2} ({low:.2} to \
-             {high:.2}); peak memory {} MB",
+            "tombstream {:.0} events/s, pg_recvlogical {:.0} events/s: ratio {ratio}; peak memory {} MB",
             rows / ours_s,
             rows / theirs_s,
-            median(&ratios),
             memory("VmHWM:").unwrap_or_default() / 1_000_000
         );
     }

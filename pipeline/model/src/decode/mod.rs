@@ -26,8 +26,10 @@ mod error;
 mod flattened;
 mod json;
 mod pgoutput;
+mod quick;
 mod row;
 mod time;
+mod walk;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -36,6 +38,7 @@ use serde_json::value::RawValue;
 
 pub use self::error::{DecodeError, Part};
 pub use self::pgoutput::RowDecoder;
+pub use self::quick::QuickDecoder;
 
 use self::debezium::Envelope;
 use self::flattened::Added;
@@ -72,7 +75,7 @@ pub enum Skipped {
     Message,
     /// A row of a table that is no relation (Debezium's signal table among them).
     OtherTable,
-    /// A row of the log that is alive after the change.
+    /// A row that is alive after the change: of the log, or as [`QuickDecoder`] sees at a glance.
     Alive,
     /// A delete that does not tell the key: the table's replica identity is another index than it.
     Keyless,

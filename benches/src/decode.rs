@@ -1,0 +1,252 @@
+//! Decoding alone, one thread: ours beside `serde_json` into borrowed structs, over the same bytes.
+//!
+//! The other side knows its fields when it is compiled; ours are told by a configuration. It checks that the
+//! bytes are UTF-8 first, as its promise of text needs. Its answer is the same: which keys may be claimed.
+
+use std::borrow::Cow;
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use bytes::Bytes;
+use clap::Args;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tombstream_model::decode::{Decoded, Decoder, QuickDecoder};
+use tombstream_model::{Event, Generation, Origin};
+
+use crate::figures::{Ratio, median};
+use crate::slot::relation;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// How many different events
+    #[arg(long, default_value_t = 20_000)]
+    events: usize,
+    /// One in so many is a deletion
+    #[arg(long, default_value_t = 20)]
+    one_in: usize,
+    /// How often each side decodes all of them in a round
+    #[arg(long, default_value_t = 20)]
+    times: usize,
+    /// How often the sides take turns
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A way to decode. It gives how many events may lead to a claim.
+type Side<'a> = (&'static str, Box<dyn FnMut(&[Event]) -> usize + 'a>);
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let plain = events(options, false);
+    let wrapped = events(options, true);
+    let decoder = Decoder::new(&[relation()?]);
+    let mut quick = QuickDecoder::new(decoder.clone());
+    let mut quick_wrapped = quick.clone();
+    let mut sides: Vec<Side<'_>> = vec![
+        (
+            "ours",
+            Box::new(|events| count(events, |event| is_candidate(quick.decode(event, GENERATION)))),
+        ),
+        ("serde_json, borrowed", Box::new(|events| count(events, borrowed))),
+        (
+            "ours, all decoded",
+            Box::new(|events| {
+                count(events, |event| is_candidate(decoder.decode(event, GENERATION)))
+            }),
+        ),
+        ("serde_json::Value", Box::new(|events| count(events, tree))),
+        (
+            "ours, inline schema",
+            Box::new(|_| {
+                count(&wrapped, |event| is_candidate(quick_wrapped.decode(event, GENERATION)))
+            }),
+        ),
+    ];
+    let mut seconds: Vec<Vec<f64>> = vec![Vec::new(); sides.len()];
+    for round in 0..options.rounds {
+        for turn in 0..sides.len() {
+            let at = (turn + round) % sides.len();
+            let begun = Instant::now();
+            for _ in 0..options.times {
+                let found = (sides[at].1)(black_box(&plain));
+                ensure!(
+                    found == options.events.div_ceil(options.one_in),
+                    "{}: {found} candidates",
+                    sides[at].0
+                );
+            }
+            seconds[at].push(begun.elapsed().as_secs_f64());
+        }
+    }
+    let total = (options.events * options.times) as f64;
+    let rate = |at: usize| total / median(&seconds[at]);
+    let bytes = |events: &[Event]| {
+        events.iter().filter_map(|it| it.value.as_ref()).map(Bytes::len).sum::<usize>()
+            / events.len()
+    };
+    let against_serde = Ratio::of(&seconds[1], &seconds[0]);
+    let schema_cost = Ratio::of(&seconds[4], &seconds[0]);
+    if options.json {
+        let rates: serde_json::Map<String, Value> = sides
+            .iter()
+            .enumerate()
+            .map(|(at, (name, _))| ((*name).to_owned(), json!(rate(at).round())))
+            .collect();
+        let line = json!({
+            "bench": "decode", "events": options.events, "deletions_one_in": options.one_in,
+            "rounds": options.rounds, "bytes": bytes(&plain), "bytes_with_schema": bytes(&wrapped),
+            "events_per_s": rates, "against_serde": against_serde, "cost_of_schema": schema_cost,
+        });
+        println!("{line}");
+        return Ok(());
+    }
+    for (at, (name, _)) in sides.iter().enumerate() {
+        println!("{:>12.0} events/s  {name}", rate(at));
+    }
+    println!("ours ÷ serde_json, borrowed: {against_serde}");
+    println!("with an inline schema ÷ without, time: {schema_cost}");
+    Ok(())
+}
+
+const GENERATION: Generation = Generation(1);
+
+fn count(events: &[Event], mut is_candidate: impl FnMut(&Event) -> bool) -> usize {
+    events.iter().filter(|event| is_candidate(event)).count()
+}
+
+fn is_candidate<E>(decoded: Result<Decoded, E>) -> bool {
+    match decoded {
+        Ok(Decoded::Change(change)) => change.into_candidate().is_some(),
+        _ => false,
+    }
+}
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow)]
+    after: Option<Row<'a>>,
+    #[serde(borrow)]
+    source: Source<'a>,
+    #[serde(borrow)]
+    op: Cow<'a, str>,
+}
+
+#[derive(Deserialize)]
+struct Row<'a> {
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    #[serde(borrow)]
+    deleted_at: Option<Cow<'a, str>>,
+}
+
+#[derive(Deserialize)]
+struct Source<'a> {
+    #[serde(borrow)]
+    schema: Cow<'a, str>,
+    #[serde(borrow)]
+    table: Cow<'a, str>,
+    lsn: Option<u64>,
+}
+
+fn borrowed(event: &Event) -> bool {
+    let Some(Ok(text)) = event.value.as_deref().map(std::str::from_utf8) else { return false };
+    let Ok(envelope) = serde_json::from_str::<Envelope<'_>>(text) else { return false };
+    let source = black_box(&envelope.source);
+    let is_ours = source.schema == "public" && source.table == "documents" && source.lsn.is_some();
+    let row = envelope.after.filter(|_| is_ours && matches!(&*envelope.op, "c" | "u" | "r"));
+    row.is_some_and(|row| black_box(row.id).len() == 36 && row.deleted_at.is_some())
+}
+
+fn tree(event: &Event) -> bool {
+    let Some(value) = &event.value else { return false };
+    let Ok(value) = serde_json::from_slice::<Value>(value) else { return false };
+    let is_ours = value["source"]["schema"] == "public" && value["source"]["table"] == "documents";
+    is_ours
+        && matches!(value["op"].as_str(), Some("c" | "u" | "r"))
+        && value["after"]["deleted_at"].is_string()
+}
+
+/// Updates as Debezium writes them under REPLICA IDENTITY FULL, its fields in its order.
+fn events(options: &Options, with_schema: bool) -> Vec<Event> {
+    let topic: Arc<str> = Arc::from("app.public.documents");
+    let schema = schema();
+    (0..options.events)
+        .map(|n| {
+            let id = uuid::Uuid::from_u128(0x6f1d_0000_0000_4000_8000_0000_0000_0000 + n as u128);
+            let row = |flag: &str| {
+                format!(
+                    r#"{{"id":"{id}","name":"document {n}","uploaded_at":"2026-01-01T10:00:00.123456Z","deleted_at":{flag}}}"#
+                )
+            };
+            let is_flagged = n % options.one_in == 0;
+            let flag = if is_flagged { r#""2026-03-01T10:00:00.250000Z""# } else { "null" };
+            let (at, lsn) = (1_795_435_116_944_u64 + n as u64, 26_809_608 + n * 128);
+            let source = format!(
+                r#"{{"version":"3.6.3.Final","connector":"postgresql","name":"app","ts_ms":{at},"snapshot":"false","db":"app","sequence":"[\"{lsn}\",\"{}\"]","ts_us":{at}123,"ts_ns":{at}123456,"schema":"public","table":"documents","txId":{},"lsn":{lsn},"xmin":null,"origin":null,"origin_lsn":null}}"#,
+                lsn + 56,
+                810 + n,
+            );
+            let envelope = format!(
+                r#"{{"before":{},"after":{},"source":{source},"transaction":null,"op":"u","ts_ms":{at},"ts_us":{at}456,"ts_ns":{at}456789}}"#,
+                row("null"),
+                row(flag),
+            );
+            let value = if with_schema {
+                format!(r#"{{"schema":{schema},"payload":{envelope}}}"#)
+            } else {
+                envelope
+            };
+            Event {
+                origin: Origin { topic: Arc::clone(&topic), partition: 0, offset: n as i64 },
+                topic: None,
+                key: Some(Bytes::from(format!(r#"{{"id":"{id}"}}"#))),
+                value: Some(Bytes::from(value)),
+            }
+        })
+        .collect()
+}
+
+/// The inline schema of such an envelope, as JsonConverter writes it.
+fn schema() -> Value {
+    let field = |name: &str, kind: &str| json!({"type": kind, "optional": true, "field": name});
+    let row = |name: &str| {
+        let fields: Vec<Value> = ["id", "name", "uploaded_at", "deleted_at"]
+            .iter()
+            .map(|it| field(it, "string"))
+            .collect();
+        json!({"type": "struct", "fields": fields, "optional": true, "name": "app.public.documents.Value", "field": name})
+    };
+    let source: Vec<Value> = [
+        ("version", "string"),
+        ("connector", "string"),
+        ("name", "string"),
+        ("ts_ms", "int64"),
+        ("snapshot", "string"),
+        ("db", "string"),
+        ("sequence", "string"),
+        ("ts_us", "int64"),
+        ("ts_ns", "int64"),
+        ("schema", "string"),
+        ("table", "string"),
+        ("txId", "int64"),
+        ("lsn", "int64"),
+        ("xmin", "int64"),
+    ]
+    .iter()
+    .map(|(name, kind)| field(name, kind))
+    .collect();
+    json!({
+        "type": "struct",
+        "fields": [
+            row("before"), row("after"),
+            {"type": "struct", "fields": source, "optional": false, "name": "io.debezium.connector.postgresql.Source", "field": "source"},
+            field("transaction", "string"), field("op", "string"), field("ts_ms", "int64"), field("ts_us", "int64"),
+        ],
+        "optional": false, "name": "app.public.documents.Envelope", "version": 2,
+    })
+}
