@@ -5,17 +5,16 @@
 
 use std::borrow::Cow;
 use std::hint::black_box;
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use bytes::Bytes;
 use clap::Args;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tombstream_model::decode::{Decoded, Decoder, QuickDecoder};
-use tombstream_model::{Event, Generation, Origin};
+use tombstream_model::{Event, Generation};
 
+use crate::envelope::envelope;
 use crate::figures::{Ratio, median};
 use crate::slot::relation;
 
@@ -42,8 +41,10 @@ pub(crate) struct Options {
 type Side<'a> = (&'static str, Box<dyn FnMut(&[Event]) -> usize + 'a>);
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let plain = events(options, false);
-    let wrapped = events(options, true);
+    let all = |with_schema| -> Vec<Event> {
+        (0..options.events).map(|n| envelope(n, n % options.one_in == 0, with_schema)).collect()
+    };
+    let (plain, wrapped) = (all(false), all(true));
     let decoder = Decoder::new(&[relation()?]);
     let mut quick = QuickDecoder::new(decoder.clone());
     let mut quick_wrapped = quick.clone();
@@ -86,7 +87,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let total = (options.events * options.times) as f64;
     let rate = |at: usize| total / median(&seconds[at]);
     let bytes = |events: &[Event]| {
-        events.iter().filter_map(|it| it.value.as_ref()).map(Bytes::len).sum::<usize>()
+        events.iter().filter_map(|it| it.value.as_ref()).map(|it| it.len()).sum::<usize>()
             / events.len()
     };
     let against_serde = Ratio::of(&seconds[1], &seconds[0]);
@@ -169,84 +170,4 @@ fn tree(event: &Event) -> bool {
     is_ours
         && matches!(value["op"].as_str(), Some("c" | "u" | "r"))
         && value["after"]["deleted_at"].is_string()
-}
-
-/// Updates as Debezium writes them under REPLICA IDENTITY FULL, its fields in its order.
-fn events(options: &Options, with_schema: bool) -> Vec<Event> {
-    let topic: Arc<str> = Arc::from("app.public.documents");
-    let schema = schema();
-    (0..options.events)
-        .map(|n| {
-            let id = uuid::Uuid::from_u128(0x6f1d_0000_0000_4000_8000_0000_0000_0000 + n as u128);
-            let row = |flag: &str| {
-                format!(
-                    r#"{{"id":"{id}","name":"document {n}","uploaded_at":"2026-01-01T10:00:00.123456Z","deleted_at":{flag}}}"#
-                )
-            };
-            let is_flagged = n % options.one_in == 0;
-            let flag = if is_flagged { r#""2026-03-01T10:00:00.250000Z""# } else { "null" };
-            let (at, lsn) = (1_795_435_116_944_u64 + n as u64, 26_809_608 + n * 128);
-            let source = format!(
-                r#"{{"version":"3.6.3.Final","connector":"postgresql","name":"app","ts_ms":{at},"snapshot":"false","db":"app","sequence":"[\"{lsn}\",\"{}\"]","ts_us":{at}123,"ts_ns":{at}123456,"schema":"public","table":"documents","txId":{},"lsn":{lsn},"xmin":null,"origin":null,"origin_lsn":null}}"#,
-                lsn + 56,
-                810 + n,
-            );
-            let envelope = format!(
-                r#"{{"before":{},"after":{},"source":{source},"transaction":null,"op":"u","ts_ms":{at},"ts_us":{at}456,"ts_ns":{at}456789}}"#,
-                row("null"),
-                row(flag),
-            );
-            let value = if with_schema {
-                format!(r#"{{"schema":{schema},"payload":{envelope}}}"#)
-            } else {
-                envelope
-            };
-            Event {
-                origin: Origin { topic: Arc::clone(&topic), partition: 0, offset: n as i64 },
-                topic: None,
-                key: Some(Bytes::from(format!(r#"{{"id":"{id}"}}"#))),
-                value: Some(Bytes::from(value)),
-            }
-        })
-        .collect()
-}
-
-/// The inline schema of such an envelope, as JsonConverter writes it.
-fn schema() -> Value {
-    let field = |name: &str, kind: &str| json!({"type": kind, "optional": true, "field": name});
-    let row = |name: &str| {
-        let fields: Vec<Value> = ["id", "name", "uploaded_at", "deleted_at"]
-            .iter()
-            .map(|it| field(it, "string"))
-            .collect();
-        json!({"type": "struct", "fields": fields, "optional": true, "name": "app.public.documents.Value", "field": name})
-    };
-    let source: Vec<Value> = [
-        ("version", "string"),
-        ("connector", "string"),
-        ("name", "string"),
-        ("ts_ms", "int64"),
-        ("snapshot", "string"),
-        ("db", "string"),
-        ("sequence", "string"),
-        ("ts_us", "int64"),
-        ("ts_ns", "int64"),
-        ("schema", "string"),
-        ("table", "string"),
-        ("txId", "int64"),
-        ("lsn", "int64"),
-        ("xmin", "int64"),
-    ]
-    .iter()
-    .map(|(name, kind)| field(name, kind))
-    .collect();
-    json!({
-        "type": "struct",
-        "fields": [
-            row("before"), row("after"),
-            {"type": "struct", "fields": source, "optional": false, "name": "io.debezium.connector.postgresql.Source", "field": "source"},
-            field("transaction", "string"), field("op", "string"), field("ts_ms", "int64"), field("ts_us", "int64"),
-        ],
-        "optional": false, "name": "app.public.documents.Envelope", "version": 2,
-    })
 }

@@ -4,7 +4,10 @@
 //! superuser's url is in `TOMBSTREAM_TEST_POSTGRES_URL` (`cargo xtask services up --only postgres`,
 //! `cargo xtask services env`), and its programs on this machine.
 
+mod cpu;
 mod decode;
+mod drain;
+mod envelope;
 mod figures;
 mod mistake;
 mod null;
@@ -26,6 +29,8 @@ enum Command {
     Slot(slot::Options),
     /// Decoding alone, beside serde_json into borrowed structs; needs no server
     Decode(decode::Options),
+    /// Drains a topic with null sinks, beside librdkafka that counts; needs Kafka
+    Drain(drain::Options),
     /// Every row flagged at once, behind a breaker, with several processes running
     Mistake(mistake::Options),
     /// Millions of flags in their grace beside a pipeline that waits for them
@@ -39,6 +44,7 @@ async fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Slot(options) => slot::run(options).await,
         Command::Decode(options) => decode::run(&options),
+        Command::Drain(options) => drain::run(options).await,
         Command::Mistake(options) => mistake::run(options).await,
         Command::Waiting(options) => waiting::run(options).await,
     }

@@ -22,6 +22,7 @@ use tombstream_model::{
     TargetTemplate, Template,
 };
 
+use crate::cpu::{Drained, children_seconds, memory, processor_seconds};
 use crate::figures::{Ratio, median};
 use crate::null::{NullLedger, store};
 
@@ -42,12 +43,6 @@ pub(crate) struct Options {
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
-}
-
-/// One drain: seconds, and processor seconds of this process (and its child).
-struct Drained {
-    wall: f64,
-    processor: f64,
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
@@ -248,27 +243,4 @@ pub(crate) async fn execute(pool: &PgPool, sql: &str) -> Result<()> {
         .await
         .map(drop)
         .with_context(|| sql.to_owned())
-}
-
-/// User and system time of a process, in seconds; Linux counts in 1/100 s.
-fn processor_seconds(process: &str) -> f64 {
-    fields(process).map_or(0.0, |fields| (fields[11] + fields[12]) / 100.0)
-}
-
-/// That of this process's children that have ended.
-fn children_seconds() -> f64 {
-    fields("self").map_or(0.0, |fields| (fields[13] + fields[14]) / 100.0)
-}
-
-fn fields(process: &str) -> Option<Vec<f64>> {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    let fields = stat.rsplit_once(')')?.1.split_whitespace();
-    Some(fields.map(|field| field.parse().unwrap_or(0.0)).collect())
-}
-
-/// Of this process, in bytes: `VmRSS:` now, `VmHWM:` at most.
-pub(crate) fn memory(what: &str) -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with(what))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
