@@ -193,9 +193,7 @@ impl Decoder {
         if value.trim() == "null" {
             return Ok(Decoded::Skipped(Skipped::Tombstone));
         }
-        let mut text = value;
-        let mut fields = Fields::read(value)?;
-        let mut schema = None;
+        let fields = Fields::read(value)?;
         if let (2, Some(inline), Some(payload)) =
             (fields.count, fields.get("schema"), fields.get("payload"))
             && json::is_schema(inline)
@@ -203,10 +201,22 @@ impl Decoder {
             if payload.get() == "null" {
                 return Ok(Decoded::Skipped(Skipped::Tombstone));
             }
-            schema = Some(inline);
-            text = payload.get();
-            fields = Fields::read(text)?;
+            let text = payload.get();
+            let inline = Some(inline.get());
+            return self.message(event, text, &Fields::read(text)?, inline, generation);
         }
+        self.message(event, value, &fields, None, generation)
+    }
+
+    /// What the message `text` means, taken out of what stood around it. `schema` is its inline schema.
+    fn message(
+        &self,
+        event: &Event,
+        text: &str,
+        fields: &Fields<'_>,
+        schema: Option<&str>,
+        generation: Generation,
+    ) -> Result<Decoded, DecodeError> {
         let topic = &**event.topic();
         let key = || event.key.as_ref().map(|key| json::text(key, Part::Key)).transpose();
 

@@ -8,12 +8,17 @@
 
 use std::sync::Arc;
 
+use serde::de::IgnoredAny;
+
 use super::walk::{Met, Walk, plain_string, skip_space};
-use super::{DecodeError, Decoded, Decoder, Named, Skipped};
+use super::{DecodeError, Decoded, Decoder, Fields, Named, Skipped};
 use crate::{Event, FlagKind, Generation, RelationId};
 
 /// Different inline schemas that are remembered: one or two for each topic of a decoder.
 const SCHEMAS_MAX: usize = 16;
+/// What stands before one, and what between it and its payload.
+const SCHEMA_FIRST: &[u8] = b"{\"schema\":";
+const PAYLOAD_NEXT: &[u8] = b",\"payload\":";
 /// Longest one.
 const SCHEMA_BYTES_MAX: usize = 64 << 10;
 
@@ -92,10 +97,34 @@ impl QuickDecoder {
         event: &Event,
         generation: Generation,
     ) -> Result<Decoded, DecodeError> {
-        match self.glance(event) {
-            Some(skipped) => Ok(Decoded::Skipped(skipped)),
-            None => self.decoder.decode(event, generation),
+        if let Some(skipped) = self.glance(event) {
+            return Ok(Decoded::Skipped(skipped));
         }
+        // What can't be decoded without its schema is told as if the schema had been read.
+        match self.beside_schema(event, generation) {
+            Some(Ok(decoded)) => Ok(decoded),
+            Some(Err(_)) | None => self.decoder.decode(event, generation),
+        }
+    }
+
+    /// Decodes the payload of a message whose schema is known, so that it is not read again.
+    fn beside_schema(
+        &self,
+        event: &Event,
+        generation: Generation,
+    ) -> Option<Result<Decoded, DecodeError>> {
+        let bytes = event.value.as_deref()?;
+        let known = self.schemas.iter().find(|known| bytes.starts_with(known))?;
+        let payload = bytes[known.len()..].trim_ascii_end().strip_suffix(b"}")?;
+        if payload.first() != Some(&b'{') {
+            return None;
+        }
+        let payload = std::str::from_utf8(payload).ok()?;
+        let schema = known.strip_prefix(SCHEMA_FIRST)?.strip_suffix(PAYLOAD_NEXT)?;
+        let schema = std::str::from_utf8(schema).ok()?;
+        let decode =
+            |fields| self.decoder.message(event, payload, &fields, Some(schema), generation);
+        Some(Fields::read(payload).and_then(decode))
     }
 
     /// Why an event needs no decoding, where that is plain to see.
@@ -132,7 +161,7 @@ impl QuickDecoder {
 
     /// Where the payload of a message with an inline schema begins; `Some(None)` for one without.
     fn payload(&mut self, bytes: &[u8], start: usize) -> Option<Option<usize>> {
-        if !bytes[start..].starts_with(b"{\"schema\":") {
+        if !bytes[start..].starts_with(SCHEMA_FIRST) {
             return Some(None);
         }
         if let Some(known) = self.schemas.iter().find(|known| bytes.starts_with(known)) {
@@ -148,7 +177,7 @@ impl QuickDecoder {
             match (fields, name.text) {
                 (0, b"schema") if matches!(bytes.get(name.value), Some(b'{' | b'n')) => fields = 1,
                 (1, b"payload") => {
-                    self.remember(&bytes[..name.value]);
+                    self.remember(&bytes[start..name.value], start);
                     return Some(Some(name.value));
                 }
                 _ => return None,
@@ -156,8 +185,12 @@ impl QuickDecoder {
         }
     }
 
-    fn remember(&mut self, beginning: &[u8]) {
-        if beginning.len() > SCHEMA_BYTES_MAX {
+    /// Remembers what stands before a payload, if it is spelled as JsonConverter does, and the schema is JSON.
+    fn remember(&mut self, beginning: &[u8], start: usize) {
+        let schema = beginning.strip_prefix(SCHEMA_FIRST);
+        let schema = schema.and_then(|rest| rest.strip_suffix(PAYLOAD_NEXT));
+        let is_json = |schema| serde_json::from_slice::<IgnoredAny>(schema).is_ok();
+        if start > 0 || beginning.len() > SCHEMA_BYTES_MAX || !schema.is_some_and(is_json) {
             return;
         }
         if self.schemas.len() < SCHEMAS_MAX {
