@@ -1,5 +1,7 @@
 //! What a process has used, as Linux counts it.
 
+use anyhow::{Context as _, Result};
+
 /// One drain: seconds, and processor seconds of this process (and its child).
 pub(crate) struct Drained {
     pub(crate) wall: f64,
@@ -27,4 +29,12 @@ pub(crate) fn memory(what: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with(what))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
+/// How long this thread was running, in seconds; Linux counts in nanoseconds.
+pub(crate) fn running_seconds() -> Result<f64> {
+    let file = "/proc/thread-self/schedstat";
+    let text = std::fs::read_to_string(file).context(file)?;
+    let running = text.split_whitespace().next().context("no time in schedstat")?;
+    Ok(running.parse::<f64>()? / 1e9)
 }
