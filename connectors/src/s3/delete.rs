@@ -67,7 +67,8 @@ impl S3Sink {
         while let Some(rest) = doomed.get(told.len()..).filter(|rest| !rest.is_empty()) {
             let part = &rest[..rest.len().min(self.config.keys_max.get())];
             let keys = part.iter().map(|doomed| doomed.object.key);
-            let turn = self.pace.reserve(Instant::now(), bucket, keys, latest);
+            let asked = Instant::now();
+            let turn = self.pace.reserve(asked, bucket, keys, latest);
             if turn.keys == 0 {
                 let mut later = Outcome::new(Verdict::Busy, "not sent yet: as fast as it takes");
                 later.retry_after = Some(turn.at.saturating_duration_since(Instant::now()));
@@ -76,7 +77,7 @@ impl S3Sink {
             }
             sleep_until(turn.at.into()).await;
             let part = &part[..turn.keys];
-            match self.send(bucket, part, one_by_one).await {
+            match self.send(bucket, part, one_by_one, asked).await {
                 Ok(answers) => told.extend(answers),
                 Err(error) if told.is_empty() => return Err(error),
                 Err(error) => {
@@ -101,6 +102,7 @@ impl S3Sink {
         bucket: &str,
         part: &[Doomed<'_>],
         one_by_one: bool,
+        paced: Instant,
     ) -> Result<Vec<Told>, SinkError> {
         let mut told: Vec<Option<Told>> = vec![None; part.len()];
         let mut open: Vec<usize> = (0..part.len()).collect();
@@ -115,7 +117,8 @@ impl S3Sink {
                 holds
             });
             if one_by_one {
-                self.send_each(bucket, part, std::mem::take(&mut open), &mut told).await?;
+                let open = std::mem::take(&mut open);
+                self.send_each(bucket, part, open, paced, &mut told).await?;
                 break;
             }
             let objects: Vec<Object<'_>> = open.iter().map(|at| part[*at].object).collect();
@@ -152,7 +155,7 @@ impl S3Sink {
             };
             if throttled {
                 let keys = objects.iter().map(|object| object.key);
-                self.pace.refused(Instant::now(), bucket, keys);
+                self.pace.refused(Instant::now(), paced, bucket, keys);
             }
             let deleted = deleted?;
             if digest == Digest::Crc32 {
@@ -174,9 +177,11 @@ impl S3Sink {
         bucket: &str,
         part: &[Doomed<'_>],
         open: Vec<usize>,
+        paced: Instant,
         told: &mut [Option<Told>],
     ) -> Result<(), SinkError> {
-        let asked: Vec<_> = open.iter().map(|at| self.send_one(bucket, &part[*at])).collect();
+        let asked: Vec<_> =
+            open.iter().map(|at| self.send_one(bucket, &part[*at], paced)).collect();
         let answers: Vec<_> =
             stream::iter(asked).buffered(self.config.in_flight_max.get()).collect().await;
         let answered = answers.iter().any(Result::is_ok);
@@ -190,7 +195,12 @@ impl S3Sink {
         Ok(())
     }
 
-    async fn send_one(&self, bucket: &str, doomed: &Doomed<'_>) -> Result<Told, SinkError> {
+    async fn send_one(
+        &self,
+        bucket: &str,
+        doomed: &Doomed<'_>,
+        paced: Instant,
+    ) -> Result<Told, SinkError> {
         let signed = self.requests.delete_object(bucket, &doomed.object).await?;
         if !doomed.holds() {
             return Ok(Told::unsent(lease_over()));
@@ -201,7 +211,7 @@ impl S3Sink {
             Ok(outcome) => Ok(Told { outcome, sent }),
             Err(error) => {
                 if matches!(error, SinkError::Throttled { .. }) {
-                    self.pace.refused(Instant::now(), bucket, [doomed.object.key]);
+                    self.pace.refused(Instant::now(), paced, bucket, [doomed.object.key]);
                 }
                 match (&error, self.locked(bucket, &doomed.object).await) {
                     (SinkError::Denied(_) | SinkError::Protocol(_), Some(why)) => {

@@ -16,7 +16,7 @@ impl S3Sink {
         let refused: Vec<usize> = (0..told.len())
             .filter(|at| told[*at].sent.is_some() && told[*at].outcome.verdict == Verdict::Refused)
             .collect();
-        if refused.is_empty() {
+        if refused.is_empty() || !self.may_lock(bucket).await {
             return;
         }
         let asked: Vec<_> =

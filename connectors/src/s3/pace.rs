@@ -14,9 +14,7 @@ use std::time::{Duration, Instant};
 
 /// What is left of the rate after a refusal, and after one that comes soon after another.
 const CUT: f64 = 0.9;
-const CUT_AGAIN: f64 = 0.5;
-/// Refusals so close are of requests that were under way together: one cut for all.
-const TOGETHER: Duration = Duration::from_millis(250);
+const CUT_AGAIN: f64 = 0.7;
 const SOON: Duration = Duration::from_secs(2);
 /// Growth a second, as a share of the rate that was refused last: slowly near that rate, fast well
 /// below it, and fast above it, where the store has shown that it takes more by now.
@@ -107,17 +105,18 @@ impl Pace {
         turn
     }
 
-    /// The store asked for less of what these keys belong to.
+    /// The store asked for less of what these keys belong to, whose turn was asked for at `asked`.
     pub(super) fn refused<'a>(
         &self,
         now: Instant,
+        asked: Instant,
         bucket: &str,
         keys: impl IntoIterator<Item = &'a str>,
     ) {
         let mut lanes = self.lanes.lock().expect("nothing panics while it is held");
         for key in keys {
             if let Some(lane) = lanes.get_mut(&self.lane(bucket, key)) {
-                lane.cut(now);
+                lane.cut(now, asked);
             }
         }
     }
@@ -144,11 +143,12 @@ impl Lane {
         self.grown = now;
     }
 
-    fn cut(&mut self, now: Instant) {
-        let since = self.cut.map(|cut| now.saturating_duration_since(cut));
-        if since.is_some_and(|since| since < TOGETHER) {
+    /// One cut serves for all that was under way when it was made: it says nothing of the new rate.
+    fn cut(&mut self, now: Instant, asked: Instant) {
+        if self.cut.is_some_and(|cut| asked <= cut) {
             return;
         }
+        let since = self.cut.map(|cut| now.saturating_duration_since(cut));
         self.refused = self.rate;
         let share = if since.is_some_and(|since| since < SOON) { CUT_AGAIN } else { CUT };
         self.rate = (self.rate * share).max(1.0);
@@ -200,11 +200,11 @@ mod tests {
         let mut lane = Lane::new(Instant::now(), 1000.0);
         let now = Instant::now();
         for ms in 0..10 {
-            lane.cut(now + Duration::from_millis(ms));
+            lane.cut(now + Duration::from_millis(ms), now);
         }
         assert!((lane.rate - 900.0).abs() < 1.0, "{lane:?}");
-        lane.cut(now + SECOND);
-        assert!((lane.rate - 450.0).abs() < 1.0, "{lane:?}");
+        lane.cut(now + SECOND, now + SECOND / 2);
+        assert!((lane.rate - 630.0).abs() < 1.0, "{lane:?}");
         // It catches up to what was not refused, and creeps from there.
         let mut at = now + SECOND;
         for _ in 0..20 {
@@ -224,7 +224,8 @@ mod tests {
         let (found, batch) = (now + 30 * SECOND, keys(1000));
         let (mut taken, mut requests, mut refused) = ([0_usize; 2], [0_usize; 2], [0_usize; 2]);
         while now < found + 300 * SECOND {
-            let turn = ask(&pace, now, &batch, now + 10 * SECOND);
+            let asked = now;
+            let turn = ask(&pace, asked, &batch, now + 10 * SECOND);
             now = now.max(turn.at) + Duration::from_millis(5);
             level = (level + (now - filled).as_secs_f64() * ALLOWED).min(ALLOWED);
             filled = now;
@@ -233,7 +234,7 @@ mod tests {
             let cost = turn.keys as f64;
             if cost > level {
                 refused[half] += 1;
-                pace.refused(now, "bucket", batch.iter().map(String::as_str));
+                pace.refused(now, asked, "bucket", batch.iter().map(String::as_str));
             } else {
                 level -= cost;
                 taken[half] += turn.keys;

@@ -2,10 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
+#[path = "s3/between.rs"]
+mod between;
+#[path = "s3/dialects.rs"]
+mod dialects;
 #[path = "s3/faulty.rs"]
 mod faulty;
+#[path = "s3/limit.rs"]
+mod limit;
 #[path = "s3/server.rs"]
 mod server;
+#[path = "s3/told.rs"]
+mod told;
 #[path = "s3/versions.rs"]
 mod versions;
 

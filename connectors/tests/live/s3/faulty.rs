@@ -95,9 +95,10 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, deletes: Arc<Ato
                 let body = "<VersioningConfiguration/>".to_owned();
                 (Reaction::Answer { status: 200, body }, Duration::ZERO)
             } else if line.contains("uploads=") {
-                let body = "<ListMultipartUploadsResult><Bucket>documents</Bucket><IsTruncated>false\
+                let body =
+                    "<ListMultipartUploadsResult><Bucket>documents</Bucket><IsTruncated>false\
                             </IsTruncated></ListMultipartUploadsResult>"
-                    .to_owned();
+                        .to_owned();
                 (Reaction::Answer { status: 200, body }, Duration::ZERO)
             } else if state.lists_broken {
                 let body = "<html>not found</html>".to_owned();

@@ -125,7 +125,16 @@ impl Bucket {
     }
 
     pub(crate) async fn put(&self, key: &str) {
-        self.ask("PUT", &format!("/{}", encode(key)), body(key), &[]).await;
+        self.put_bytes(key, body(key)).await;
+    }
+
+    pub(crate) async fn put_bytes(&self, key: &str, bytes: Vec<u8>) {
+        self.ask("PUT", &format!("/{}", encode(key)), bytes, &[]).await;
+    }
+
+    /// Host and port of the server.
+    pub(crate) fn address(&self) -> String {
+        self.endpoint.trim_start_matches("http://").to_owned()
     }
 
     pub(crate) async fn put_all(&self, keys: &[String]) {
