@@ -27,9 +27,9 @@ use tracing::{error, info, warn};
 #[cfg(feature = "embedded")]
 use crate::config::TantivySection;
 use crate::config::{
-    CaptureSection, Config, DatabaseConfig, ElasticsearchCredentials, ElasticsearchSection,
-    FilesSection, KafkaSection, ObjectStoreSection, PostgresSection, S3Section, Secret, SecretRef,
-    Setting, StoreConfig, StoreKind, Verify, Version,
+    CaptureSection, Checksum, Conditional, Config, DatabaseConfig, ElasticsearchCredentials,
+    ElasticsearchSection, Erase, FilesSection, KafkaSection, ObjectStoreSection, PostgresSection,
+    S3Section, Secret, SecretRef, Setting, StoreConfig, StoreKind, Verify, Version,
 };
 use crate::telemetry::Metrics;
 

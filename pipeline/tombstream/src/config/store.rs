@@ -583,8 +583,7 @@ impl Leaf for Checksum {
 
 impl Leaf for Conditional {
     fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
-        let words =
-            [("auto", Self::Auto), ("never", Self::Never), ("required", Self::Required)];
+        let words = [("auto", Self::Auto), ("never", Self::Never), ("required", Self::Required)];
         word(value, &words)
     }
 }
