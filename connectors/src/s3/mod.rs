@@ -9,7 +9,7 @@
 //! [`tombstream_model::Sink::look`]).
 //!
 //! The requests are our own, signed by `reqsign` and sent by `reqwest`. The AWS SDK would bring
-//! its own runtime, retry and endpoint machinery and a few hundred crates to build, for two
+//! its own runtime, retry and endpoint machinery and a few hundred crates to build, for a dozen
 //! requests; `object_store` normalises `foo//bar` to `foo/bar` and takes a key that an answer leaves
 //! out for deleted. Here a key goes out byte for byte, and no answer is no proof.
 
