@@ -136,6 +136,18 @@ impl S3Sink {
         Ok(())
     }
 
+    /// Asks whether versions may be listed.
+    pub(super) async fn check_versions(
+        &self,
+        bucket: &str,
+        scope: &Scope<'_>,
+    ) -> Result<(), SinkError> {
+        let from = Marker::default();
+        let reply = self.requests.list_versions(bucket, scope.text, &from, 1).await?;
+        let page = listing::versions(bucket, scope.text, &reply);
+        page.map(drop).map_err(|error| permitted(error, "s3:ListBucketVersions"))
+    }
+
     /// What is there of a scope, up to a bound.
     async fn list_scope(&self, bucket: &str, scope: &Scope<'_>) -> Result<Listed, SinkError> {
         let mut listed = Listed::default();

@@ -101,7 +101,7 @@ impl S3Sink {
             let is_versioned = self.is_versioned(&bucket).await?;
             let scope = Scope::prefix(&self.config.prefix);
             if is_versioned {
-                self.look_at_versions(&bucket, &scope).await?;
+                self.check_versions(&bucket, &scope).await?;
             }
             if self.config.erase == Erase::AllVersions {
                 self.check_uploads(&bucket, &scope).await?;
@@ -213,6 +213,9 @@ impl S3Sink {
             }
         };
         let (scopes, mut outcomes) = held(scopes, |place| batch[place].fence.holds());
+        if scopes.is_empty() {
+            return Ok(outcomes);
+        }
         if self.is_versioned(bucket).await? {
             outcomes.extend(self.erase(bucket, &scopes).await?);
             return Ok(outcomes);

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tombstream_model::{Outcome, SinkError, Verdict};
+use tracing::warn;
 
 use super::answer;
 use super::listing::{self, Marker, Upload};
@@ -146,6 +147,7 @@ impl S3Sink {
         for _ in 0..PAGES_MAX {
             let reply = self.requests.list_uploads(bucket, prefix, &from, PAGE_MAX).await?;
             if answer::is_not_offered(&reply) {
+                warn!(bucket, status = reply.status, "the server knows no unfinished uploads");
                 self.learn(bucket, |known| known.has_no_uploads = true);
                 return Ok(Some(Vec::new()));
             }
