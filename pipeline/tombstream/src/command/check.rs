@@ -264,6 +264,8 @@ async fn buckets(sink: &s3::S3Sink, about: &str, report: &mut Report) {
     };
     for facts in facts.buckets {
         let bucket = &facts.bucket;
+        let is_versioned =
+            matches!(facts.versioning, s3::Versioning::Enabled | s3::Versioning::Suspended);
         match (facts.versioning, sink.erases()) {
             (s3::Versioning::Off, _) => report.good(about, &format!("bucket {bucket} answers")),
             (s3::Versioning::Enabled | s3::Versioning::Suspended, s3::Erase::AllVersions) => report
@@ -304,12 +306,13 @@ async fn buckets(sink: &s3::S3Sink, about: &str, report: &mut Report) {
                 "conditional = \"required\", but the server deletes whatever If-Match says: write \
                  conditional = \"auto\", or use another server",
             ),
-            (None, s3::Conditional::Auto) => report.good(
+            (None, s3::Conditional::Auto) if !is_versioned => report.good(
                 about,
                 "whether conditional deletes are heeded is learned from the first one (to know now: \
                  conditional = \"required\", which writes an object)",
             ),
-            (None, s3::Conditional::Never | s3::Conditional::Required) => {}
+            // A version is named by its id.
+            (None, _) => {}
         }
         match facts.object_lock {
             s3::ObjectLock::Off => {}
