@@ -67,9 +67,15 @@ impl Bucket {
 
     /// Puts an object's newest version under legal hold, or releases it.
     pub async fn hold(&self, key: &str, held: bool) -> Result<()> {
-        let status = if held { "ON" } else { "OFF" };
+        // The server wants the body's MD5, and there are only two of them.
+        let (status, md5) = match held {
+            true => ("ON", "oK1+ndJbG6HuGA87LDxznw=="),
+            false => ("OFF", "An8G3mv4SfhAibzslQjGDw=="),
+        };
         let body = format!("<LegalHold><Status>{status}</Status></LegalHold>");
-        self.send(Method::PUT, &format!("{}?legal-hold=", encode(key)), body.into_bytes()).await?;
+        let path = format!("{}?legal-hold=", encode(key));
+        let header = Some(("content-md5", md5));
+        self.send_with(Method::PUT, &path, body.into_bytes(), header).await?;
         Ok(())
     }
 
