@@ -20,9 +20,9 @@ const SOON: Duration = Duration::from_secs(2);
 /// below it, and fast above it, where the store has shown that it takes more by now.
 const CREEP: f64 = 0.01;
 const CATCH_UP: f64 = 0.1;
-/// Near the refused rate, growth a request as well: a cut is made good in no less than sixty of them,
-/// so that one in sixty is refused, however large they are.
-const CREEP_A_REQUEST: f64 = (1.0 - CUT) / 60.0;
+/// Near the refused rate, growth a request as well: a cut is made good in no less than a hundred of
+/// them, so that one in a hundred is refused, however large they are.
+const CREEP_A_REQUEST: f64 = (1.0 - CUT) / 100.0;
 /// A lane without traffic says nothing new of its store, so idle time does not count as growth.
 const GROWTH_MAX: Duration = Duration::from_secs(1);
 /// Beyond so many prefixes, those that are at rest and at full rate are forgotten.
