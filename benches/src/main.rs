@@ -1,11 +1,12 @@
 //! What Tombstream costs, beside what anybody could use instead, both in one run on one machine.
 //!
-//! `cargo run --release -p tombstream-bench -- slot` (or `mistake`, `waiting`) needs a Postgres with `wal_level = logical`, whose
+//! `cargo run --release -p tombstream-bench -- slot` (or `mistake`, `waiting`, `receipts`) needs a Postgres with `wal_level = logical`, whose
 //! superuser's url is in `TOMBSTREAM_TEST_POSTGRES_URL` (`cargo xtask services up --only postgres`,
 //! `cargo xtask services env`), and its programs on this machine.
 
 mod mistake;
 mod null;
+mod receipts;
 mod slot;
 mod waiting;
 
@@ -26,6 +27,8 @@ enum Command {
     Mistake(mistake::Options),
     /// Millions of flags in their grace beside a pipeline that waits for them
     Waiting(waiting::Options),
+    /// Finalizing with chained receipts beside finalizing without, and sealing
+    Receipts(receipts::Options),
 }
 
 #[tokio::main]
@@ -36,5 +39,6 @@ async fn main() -> anyhow::Result<()> {
         Command::Slot(options) => slot::run(options).await,
         Command::Mistake(options) => mistake::run(options).await,
         Command::Waiting(options) => waiting::run(options).await,
+        Command::Receipts(options) => receipts::run(options).await,
     }
 }

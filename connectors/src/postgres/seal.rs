@@ -14,8 +14,6 @@ use tombstream_model::{Block, Entry, Hash, NotCanonical, Tree};
 use super::entries::{block, entries};
 use super::statement::BEGIN;
 
-/// Most entries of a block: some megabytes while it is sealed, and twelve hashes of a proof.
-const BLOCK_MAX: i64 = 4_096;
 /// How often it is looked whether earlier transactions have ended.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -69,6 +67,9 @@ pub enum SealError {
 }
 
 impl Sealer {
+    /// Most entries of a block: some megabytes while it is sealed, and twelve hashes of a proof.
+    pub const BLOCK_MAX: i64 = 4_096;
+
     /// A sealer over `pool`. What it has noted is its own, so it is kept from turn to turn.
     pub fn new(pool: PgPool) -> Self {
         Self { pool, noted: None }
@@ -76,7 +77,13 @@ impl Sealer {
 
     /// Seals one block, if there is what to seal.
     pub async fn turn(&mut self) -> Result<Turn, SealError> {
-        self.turn_of(BLOCK_MAX).await
+        let mut transaction = self.pool.begin_with(BEGIN).await?;
+        let turn = self.in_transaction(&mut transaction).await?;
+        match turn {
+            Turn::Sealed(_) => transaction.commit().await?,
+            Turn::Nothing | Turn::Waits | Turn::Another => transaction.rollback().await?,
+        }
+        Ok(turn)
     }
 
     /// Seals all that was written before this was called, and gives how many entries those were. An open
@@ -96,23 +103,9 @@ impl Sealer {
         }
     }
 
-    async fn turn_of(&mut self, block_max: i64) -> Result<Turn, SealError> {
-        let mut transaction = self.pool.begin_with(BEGIN).await?;
-        let turn = self.in_transaction(&mut transaction, block_max).await?;
-        match turn {
-            Turn::Sealed(_) => transaction.commit().await?,
-            Turn::Nothing | Turn::Waits | Turn::Another => transaction.rollback().await?,
-        }
-        Ok(turn)
-    }
-
     /// Invariant (S9): a block is sealed only behind every transaction that may still write an entry before
     /// its last; `connectors/tests/live/receipts.rs::an_entry_that_is_not_committed_is_waited_for`.
-    async fn in_transaction(
-        &mut self,
-        connection: &mut PgConnection,
-        block_max: i64,
-    ) -> Result<Turn, SealError> {
+    async fn in_transaction(&mut self, connection: &mut PgConnection) -> Result<Turn, SealError> {
         let alone = "select pg_try_advisory_xact_lock(hashtextextended('tombstream.seal', 0))";
         if !one::<bool>(connection, alone).await? {
             return Ok(Turn::Another);
@@ -144,8 +137,8 @@ impl Sealer {
         if !have_ended {
             return Ok(Turn::Waits);
         }
-        let found = entries(connection, sealed, noted.through, Some(block_max)).await?;
-        if found.len() < usize::try_from(block_max).unwrap_or(usize::MAX) {
+        let found = entries(connection, sealed, noted.through, Some(Self::BLOCK_MAX)).await?;
+        if found.len() < usize::try_from(Self::BLOCK_MAX).unwrap_or(usize::MAX) {
             self.noted = None;
         }
         let Some(last) = found.last() else {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::canonical::{NotCanonical, canonical};
 use crate::merkle::{Hash, Kind, path, root_by};
-use crate::{DeletionId, Tree};
+use crate::{DeletionId, Receipt, Tree};
 
 /// What the first line of an export says it is.
 pub(crate) const EXPORT: &str = "tombstream-receipts";
@@ -60,6 +60,12 @@ impl Entry {
     /// Its line in an export, without the line's end.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// The receipt that it is; none if it is none.
+    pub fn as_receipt(&self) -> Option<Receipt> {
+        let mut line: Value = serde_json::from_str(&self.text).ok()?;
+        serde_json::from_value(line.get_mut("receipt")?.take()).ok()
     }
 
     /// Its hash.
@@ -208,6 +214,11 @@ impl Proof {
         let path = path(leaves, index);
         let sealed = Sealed { index: index as u64, path, block: block.value() };
         Self { sealed: Some(sealed), ..Self::unsealed(entry) }
+    }
+
+    /// Whether a block holds the entry.
+    pub fn is_sealed(&self) -> bool {
+        self.sealed.is_some()
     }
 
     /// Its text: one line, without the line's end.
