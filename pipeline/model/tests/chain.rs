@@ -246,11 +246,12 @@ enum Kind {
     Cut,
     CutBefore,
     Foreign,
+    OneSealed,
     CutAndSealed,
     ChangedAndSealed,
 }
 
-const KINDS: [Kind; 10] = [
+const KINDS: [Kind; 11] = [
     Kind::Byte,
     Kind::Value,
     Kind::Dropped,
@@ -259,6 +260,7 @@ const KINDS: [Kind; 10] = [
     Kind::Cut,
     Kind::CutBefore,
     Kind::Foreign,
+    Kind::OneSealed,
     Kind::CutAndSealed,
     Kind::ChangedAndSealed,
 ];
@@ -306,6 +308,17 @@ fn mutated(kind: Kind, good: &[String], other: &[String], random: &mut Random) -
             let at = receipts[random.below(receipts.len())];
             lines[at].clone_from(&other[at]);
         }
+        Kind::OneSealed => {
+            // Any but the last: the next one tells.
+            let blocks: Vec<usize> =
+                (0..lines.len()).filter(|n| block_of(&lines[*n]).is_some()).collect();
+            let at = blocks[random.below(blocks.len() - 1)];
+            let block = block_of(&lines[at]).unwrap();
+            let changed = at + 1 + random.below(block.entries as usize);
+            lines[changed] = lines[changed].replace("2026-", "2025-");
+            let before = lines[..at].iter().rev().find_map(|line| block_of(line));
+            lines[at] = sealed(before.as_ref(), &block, &lines[at + 1..]).text();
+        }
         Kind::CutAndSealed => {
             let blocks: Vec<usize> =
                 (0..lines.len()).filter(|n| block_of(&lines[*n]).is_some()).collect();
@@ -348,17 +361,22 @@ fn seal_end(lines: &mut Vec<String>) {
     lines.push(End::new(blocks.len() as i64, entries, head, 3).text());
 }
 
+/// `block`, sealed again over its entries as they are now.
+fn sealed(previous: Option<&Block>, block: &Block, entries: &[String]) -> Block {
+    let mut tree = Tree::default();
+    for line in &entries[..block.entries as usize] {
+        tree.push(Hash::leaf(line.as_bytes()));
+    }
+    Block::seal(previous, &tree, block.last, block.sealed_at).unwrap()
+}
+
 /// Seals every block again, as the ledger's owner could.
 fn seal_all(lines: &mut Vec<String>) {
     lines.pop();
     let mut previous: Option<Block> = None;
     for at in 0..lines.len() {
         let Some(block) = block_of(&lines[at]) else { continue };
-        let mut tree = Tree::default();
-        for line in &lines[at + 1..=at + block.entries as usize] {
-            tree.push(Hash::leaf(line.as_bytes()));
-        }
-        let sealed = Block::seal(previous.as_ref(), &tree, block.last, block.sealed_at).unwrap();
+        let sealed = sealed(previous.as_ref(), &block, &lines[at + 1..]);
         lines[at] = sealed.text();
         previous = Some(sealed);
     }
