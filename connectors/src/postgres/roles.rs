@@ -309,13 +309,11 @@ impl Login {
                 needs(&relation.schema, &relation.table, right);
             }
         }
-        for Grant { table, pipeline, api } in
-            LEDGER.iter().filter(|it| !SEQUENCES.contains(&it.table))
-        {
+        for Grant { table, pipeline, api } in LEDGER {
             // A list of columns is left out: any of them will do here.
             let granted = if of_api { api } else { pipeline };
             for right in granted.split(", ").filter_map(|right| right.split(' ').next()) {
-                if ["select", "insert", "update", "delete"].contains(&right) {
+                if ["select", "insert", "update", "delete", "usage"].contains(&right) {
                     needs("tombstream", table, right);
                 }
             }
@@ -323,13 +321,14 @@ impl Login {
         // Looked up in the catalog: a name in a schema without the right to use it is an error.
         sqlx::query_scalar(
             "select case when has_schema_privilege(n.oid, 'usage') \
-                 then i.want || ' ' else 'use the schema of ' end || i.schema || '.' || i.name \
+                 then case i.want when 'usage' then 'use' else i.want end || ' ' else 'use the schema of ' end || i.schema || '.' || i.name \
              from unnest($1::text[], $2::text[], $3::text[]) with ordinality \
                  as i(schema, name, want, n) \
              join pg_catalog.pg_namespace n on n.nspname = i.schema \
              join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = i.name \
-             where not has_schema_privilege(n.oid, 'usage') or not case i.want \
-                 when 'delete' then has_table_privilege(c.oid, i.want) \
+             where not has_schema_privilege(n.oid, 'usage') or not case \
+                 when c.relkind = 'S' then has_sequence_privilege(c.oid, i.want) \
+                 when i.want = 'delete' then has_table_privilege(c.oid, i.want) \
                  else has_any_column_privilege(c.oid, i.want) end \
              order by i.n",
         )
