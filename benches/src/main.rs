@@ -1,6 +1,6 @@
 //! What Tombstream costs, beside what anybody could use instead, both in one run on one machine.
 //!
-//! `cargo run --release -p tombstream-bench -- decode` needs nothing; `slot`, `mistake` and `waiting` need a Postgres with `wal_level = logical`, whose
+//! `cargo run --release -p tombstream-bench -- decode` needs nothing, `drain` a Kafka; `slot`, `mistake`, `waiting` and `receipts` need a Postgres with `wal_level = logical`, whose
 //! superuser's url is in `TOMBSTREAM_TEST_POSTGRES_URL` (`cargo xtask services up --only postgres`,
 //! `cargo xtask services env`), and its programs on this machine.
 
@@ -11,6 +11,7 @@ mod envelope;
 mod figures;
 mod mistake;
 mod null;
+mod receipts;
 mod slot;
 mod waiting;
 
@@ -35,6 +36,8 @@ enum Command {
     Mistake(mistake::Options),
     /// Millions of flags in their grace beside a pipeline that waits for them
     Waiting(waiting::Options),
+    /// Finalizing with chained receipts beside finalizing without, and sealing
+    Receipts(receipts::Options),
 }
 
 #[tokio::main]
@@ -47,5 +50,6 @@ async fn main() -> anyhow::Result<()> {
         Command::Drain(options) => drain::run(options).await,
         Command::Mistake(options) => mistake::run(options).await,
         Command::Waiting(options) => waiting::run(options).await,
+        Command::Receipts(options) => receipts::run(options).await,
     }
 }

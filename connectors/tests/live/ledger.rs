@@ -10,6 +10,7 @@ mod letters;
 mod pooler;
 mod positions;
 mod race;
+mod receipts;
 mod replication;
 mod roles;
 mod support;

@@ -369,7 +369,7 @@ impl<'a> Work<'a> {
                 // suspect.
                 outcome.verdict = Verdict::Deleted;
             }
-            self.outcomes[place] = outcome;
+            self.outcomes[place] = outcome.settled_now();
         }
         retry_after
     }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use sqlx::PgPool;
 use tombstream_api::{ApiConfig, ApiRelation, Tokens};
 use tombstream_connectors as connectors;
@@ -21,7 +21,7 @@ use tombstream_connectors::s3::{self, S3Config, S3Sink};
 #[cfg(feature = "embedded")]
 use tombstream_connectors::tantivy::{TantivyConfig, TantivySink};
 use tombstream_dataflow::{ErasedSink, ErasedSource, Pipeline, ServerClock, StageConfig, Store};
-use tombstream_model::StoreId;
+use tombstream_model::{KeyedHash, StoreId};
 use tracing::{error, info, warn};
 
 #[cfg(feature = "embedded")]
@@ -29,7 +29,7 @@ use crate::config::TantivySection;
 use crate::config::{
     CaptureSection, Checksum, Conditional, Config, DatabaseConfig, ElasticsearchCredentials,
     ElasticsearchSection, Erase, FilesSection, KafkaSection, ObjectStoreSection, PostgresSection,
-    S3Section, Secret, SecretRef, Setting, StoreConfig, StoreKind, Verify, Version,
+    ReceiptKeys, S3Section, Secret, SecretRef, Setting, StoreConfig, StoreKind, Verify, Version,
 };
 use crate::telemetry::Metrics;
 
@@ -89,7 +89,12 @@ pub(crate) async fn pipeline(
     pool: PgPool,
 ) -> anyhow::Result<(Pipeline<PgLedger>, Watched)> {
     let relations = Arc::clone(&config.relations);
-    let ledger = ledger(config, pool.clone());
+    let mut ledger = ledger(config, pool.clone());
+    if config.receipts.keys == ReceiptKeys::Hashed
+        && let Some(keyed) = keyed_hash(config)?
+    {
+        ledger = ledger.with_hashed_receipts(keyed);
+    }
     let mut stores = Vec::new();
     for (store, id) in config.stores.iter().zip(0..) {
         let sink: Arc<dyn ErasedSink> = match connect_store(store)? {
@@ -274,6 +279,20 @@ pub(crate) fn publisher_config(settings: &[(String, Setting)]) -> kafka::KafkaPu
 /// The ledger of the configured relations and stores.
 pub(crate) fn ledger(config: &Config, pool: PgPool) -> PgLedger {
     PgLedger::new(pool, Arc::clone(&config.relations), ledger_config(config))
+}
+
+/// What hashes keys on receipts, if there is a secret.
+pub(crate) fn keyed_hash(config: &Config) -> anyhow::Result<Option<KeyedHash>> {
+    let Some(secret) = &config.receipts.secret else { return Ok(None) };
+    let secret = secret.resolve().map_err(|wrong| anyhow!("{}: {}", wrong.what, wrong.fix))?;
+    let keyed = KeyedHash::new(secret.expose().as_bytes());
+    let keyed = keyed.with_context(|| {
+        format!(
+            "receipts.secret is shorter than {} bytes: it can be tried out",
+            KeyedHash::SECRET_MIN
+        )
+    })?;
+    Ok(Some(keyed))
 }
 
 /// Notes the stores of this configuration in the ledger; says what stands against those that were there and

@@ -79,7 +79,7 @@ enum Command {
     Rehydrations(rehydrations::Args),
     /// Look at messages that could not be decoded, and drive them again.
     DeadLetters(dead_letters::Args),
-    /// Print the receipts, or check printed ones without any server.
+    /// Print the chain of receipts, check a printed one without any server, find one with its proof.
     Receipts(receipts::Args),
     /// Move closed deletions to the archive now; `run` does so every hour.
     Ledger(ledger::Args),
@@ -161,7 +161,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             dead_letters::dead_letters(load(Needs::Database)?, args).await?;
         }
         Command::Receipts(args) => {
-            receipts::receipts(args, || load(Needs::Database)).await?;
+            receipts::receipts(args, load).await?;
         }
         Command::Ledger(args) => ledger::ledger(load(Needs::Database)?, args).await?,
         Command::Resume(args) => resume::resume(load(Needs::Database)?, args).await?,
