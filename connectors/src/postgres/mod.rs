@@ -18,6 +18,7 @@ mod check;
 mod claim;
 mod correct;
 mod decide;
+mod entries;
 mod export;
 mod finalize;
 mod generation;
@@ -35,6 +36,7 @@ mod removed;
 mod replication;
 mod resume;
 mod roles;
+mod seal;
 mod statement;
 mod status;
 mod stores;
@@ -45,7 +47,8 @@ mod version;
 
 pub use check::{Finding, Severity, check, check_ledger, guards, references};
 pub use correct::Resumed;
-pub use export::ReceiptExport;
+pub use entries::EntriesError;
+pub use export::{ReceiptExport, prove, receipts_of};
 pub use generation::SeenServer;
 pub use guard::{InstallError, install_relation, relation_sql};
 pub use ledger::{LedgerConfig, LedgerStore, PgLedger};
@@ -62,6 +65,7 @@ pub use replication::{
 pub use roles::{
     API_ROLE, ApiRights, PIPELINE_ROLE, check_rights, relation_role_sql, role_sql, run_role_sql,
 };
+pub use seal::{SealError, Sealer, Sealing, Turn, sealing};
 pub use status::{
     DeadLetterRow, OwedStore, PausedRelation, RelationStatus, Status, WaitingRelation, dead_letter,
     dead_letters, status, waiting,

@@ -11,6 +11,7 @@ mod listing;
 mod pooler;
 mod positions;
 mod race;
+mod receipts;
 mod replication;
 mod roles;
 mod support;

@@ -63,6 +63,18 @@ pub enum Address {
     },
 }
 
+impl Address {
+    /// The part that comes from the row: what may name somebody.
+    pub fn value(&self) -> &str {
+        match self {
+            Self::Object { key, .. } => key,
+            Self::Prefix { prefix, .. } => prefix,
+            Self::Document { id, .. } => id,
+            Self::Field { value, .. } => value,
+        }
+    }
+}
+
 /// A text with columns of the row in braces: `{tenant_id}/{id}/original`. `{{` and `}}` are braces.
 ///
 /// Its `Display` gives back the text it was read from.

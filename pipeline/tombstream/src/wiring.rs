@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use sqlx::PgPool;
 use tombstream_api::{ApiConfig, ApiRelation, Tokens};
 use tombstream_connectors as connectors;
@@ -24,15 +24,15 @@ use tombstream_connectors::s3::{self, S3Config, S3Listing, S3Sink};
 use tombstream_connectors::tantivy::{TantivyConfig, TantivySink};
 use tombstream_dataflow::reconcile::{ErasedListing, ReconcileStore};
 use tombstream_dataflow::{ErasedSink, ErasedSource, Pipeline, ServerClock, StageConfig, Store};
-use tombstream_model::{AddressTemplate, Listed, StoreId};
+use tombstream_model::{AddressTemplate, KeyedHash, Listed, StoreId};
 use tracing::{error, info, warn};
 
 #[cfg(feature = "embedded")]
 use crate::config::TantivySection;
 use crate::config::{
-    CaptureSection, Config, DatabaseConfig, ElasticsearchCredentials, ElasticsearchSection,
-    FilesSection, KafkaSection, ObjectStoreSection, PostgresSection, S3Section, Secret, SecretRef,
-    Setting, StoreConfig, StoreKind, Verify, Version,
+    CaptureSection, Checksum, Conditional, Config, DatabaseConfig, ElasticsearchCredentials,
+    ElasticsearchSection, Erase, FilesSection, KafkaSection, ObjectStoreSection, PostgresSection,
+    ReceiptKeys, S3Section, Secret, SecretRef, Setting, StoreConfig, StoreKind, Verify, Version,
 };
 use crate::telemetry::Metrics;
 
@@ -92,7 +92,7 @@ pub(crate) async fn pipeline(
     pool: PgPool,
 ) -> anyhow::Result<(Pipeline<PgLedger>, Watched)> {
     let relations = Arc::clone(&config.relations);
-    let ledger = ledger(config, pool.clone());
+    let ledger = sealing_ledger(config, pool.clone())?;
     let stores = stores(config)?;
     let sweep = &config.source.sweep;
     let sweep = SweepConfig {
@@ -191,13 +191,22 @@ fn stores(config: &Config) -> anyhow::Result<Vec<Store>> {
     Ok(stores)
 }
 
+/// The ledger that writes receipts as the configuration asks.
+fn sealing_ledger(config: &Config, pool: PgPool) -> anyhow::Result<PgLedger> {
+    let ledger = ledger(config, pool);
+    Ok(match (config.receipts.keys == ReceiptKeys::Hashed, keyed_hash(config)?) {
+        (true, Some(keyed)) => ledger.with_hashed_receipts(keyed),
+        _ => ledger,
+    })
+}
+
 /// The same pipeline over one source that ends.
 pub(crate) async fn job(
     config: &Config,
     pool: PgPool,
     source: Box<dyn ErasedSource>,
 ) -> anyhow::Result<Pipeline<PgLedger>> {
-    let ledger = ledger(config, pool);
+    let ledger = sealing_ledger(config, pool)?;
     let seen = ledger.generation().await.context("the ledger's generation")?;
     let server = ServerClock::default();
     server.set(seen.generation, seen.written);
@@ -371,6 +380,20 @@ pub(crate) fn ledger(config: &Config, pool: PgPool) -> PgLedger {
     PgLedger::new(pool, Arc::clone(&config.relations), ledger_config(config))
 }
 
+/// What hashes keys on receipts, if there is a secret.
+pub(crate) fn keyed_hash(config: &Config) -> anyhow::Result<Option<KeyedHash>> {
+    let Some(secret) = &config.receipts.secret else { return Ok(None) };
+    let secret = secret.resolve().map_err(|wrong| anyhow!("{}: {}", wrong.what, wrong.fix))?;
+    let keyed = KeyedHash::new(secret.expose().as_bytes());
+    let keyed = keyed.with_context(|| {
+        format!(
+            "receipts.secret is shorter than {} bytes: it can be tried out",
+            KeyedHash::SECRET_MIN
+        )
+    })?;
+    Ok(Some(keyed))
+}
+
 /// Notes the stores of this configuration in the ledger; says what stands against those that were there and
 /// are not any more.
 pub(crate) async fn former_stores(config: &Config, pool: &PgPool) -> anyhow::Result<Vec<String>> {
@@ -496,6 +519,22 @@ fn s3_sink(store: &StoreConfig, section: &S3Section) -> anyhow::Result<S3Sink> {
         .map_err(|reason| anyhow::anyhow!("batch_max: {reason}"))?;
     config.probe = if section.probe { s3::Probe::Head } else { s3::Probe::None };
     config.in_flight_max = section.probes_max;
+    config.erase = match section.erase {
+        Erase::AllVersions => s3::Erase::AllVersions,
+        Erase::Current => s3::Erase::Current,
+    };
+    config.checksum = match section.checksum {
+        Checksum::Auto => s3::Checksum::Auto,
+        Checksum::Crc32 => s3::Checksum::Crc32,
+        Checksum::Md5 => s3::Checksum::Md5,
+    };
+    config.conditional = match section.conditional {
+        Conditional::Auto => s3::Conditional::Auto,
+        Conditional::Never => s3::Conditional::Never,
+        Conditional::Required => s3::Conditional::Required,
+    };
+    config.rate_per_prefix = section.rate_per_prefix;
+    config.rate_depth = section.rate_depth;
     config.connect_timeout = section.connect_timeout;
     config.request_timeout = store.timeout;
     if let Some(credentials) = &section.credentials {

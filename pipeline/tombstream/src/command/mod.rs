@@ -80,7 +80,7 @@ enum Command {
     Rehydrations(rehydrations::Args),
     /// Look at messages that could not be decoded, and drive them again.
     DeadLetters(dead_letters::Args),
-    /// Print the receipts, or check printed ones without any server.
+    /// Print the chain of receipts, check a printed one without any server, find one with its proof.
     Receipts(receipts::Args),
     /// Compare rows, ledger and stores: what is there and should not be, what should be there and is not.
     Reconcile(reconcile::Args),
@@ -164,7 +164,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             dead_letters::dead_letters(load(Needs::Database)?, args).await?;
         }
         Command::Receipts(args) => {
-            receipts::receipts(args, || load(Needs::Database)).await?;
+            receipts::receipts(args, load).await?;
         }
         Command::Reconcile(args) => {
             reconcile::reconcile(load(Needs::Everything)?, args).await?;

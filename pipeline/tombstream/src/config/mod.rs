@@ -12,6 +12,7 @@ mod files;
 mod fluvio;
 mod ledger;
 mod pipeline;
+mod receipts;
 mod rehydrate;
 mod relation;
 mod rules;
@@ -33,6 +34,7 @@ pub(crate) use document::{Place, Problem, Problems};
 pub(crate) use files::FilesSection;
 pub(crate) use ledger::{DeadLettersSection, LedgerSection};
 pub(crate) use pipeline::PipelineConfig;
+pub(crate) use receipts::{ReceiptKeys, ReceiptsSection};
 pub(crate) use rehydrate::RehydrateSection;
 pub(crate) use relation::RouteConfig;
 pub(crate) use secret::{Secret, SecretRef};
@@ -40,8 +42,8 @@ pub(crate) use source::{KafkaSection, PostgresSection, Setting, SourceConfig};
 #[cfg(feature = "embedded")]
 pub(crate) use store::TantivySection;
 pub(crate) use store::{
-    ElasticsearchCredentials, ElasticsearchSection, ObjectStoreSection, S3Section, StoreConfig,
-    StoreKind, Verify, Version,
+    Checksum, Conditional, ElasticsearchCredentials, ElasticsearchSection, Erase,
+    ObjectStoreSection, S3Section, StoreConfig, StoreKind, Verify, Version,
 };
 
 use document::{Document, Section};
@@ -56,6 +58,7 @@ pub(crate) struct Config {
     pub(crate) pipeline: PipelineConfig,
     pub(crate) ledger: LedgerSection,
     pub(crate) dead_letters: DeadLettersSection,
+    pub(crate) receipts: ReceiptsSection,
     pub(crate) api: ApiSection,
     pub(crate) source: SourceConfig,
     /// None: nothing is captured to a broker.
@@ -76,6 +79,7 @@ pub(crate) enum Needs {
     Everything,
     Database,
     Capture,
+    Receipts,
 }
 
 impl Config {
@@ -106,6 +110,7 @@ impl Config {
                 // What is captured elsewhere is no business of the pipeline's.
                 Needs::Everything => !place.key.starts_with("capture."),
                 Needs::Database => of_database,
+                Needs::Receipts => of_database || place.key.starts_with("receipts."),
                 Needs::Capture => of_database || place.key.starts_with("capture."),
             };
             if !is_needed {
@@ -134,6 +139,7 @@ impl Config {
         let ledger = ledger.unwrap_or_else(|| root.absent(LedgerSection::read));
         let dead_letters = root.table("dead_letters", DeadLettersSection::read);
         let dead_letters = dead_letters.unwrap_or_else(|| root.absent(DeadLettersSection::read));
+        let receipts = root.table("receipts", ReceiptsSection::read).unwrap_or_default();
         let api = root.table("api", ApiSection::read);
         let api = api.unwrap_or_else(|| root.absent(ApiSection::read));
         let source = match root.has("source") {
@@ -189,6 +195,7 @@ impl Config {
             pipeline,
             ledger,
             dead_letters,
+            receipts,
             api,
             source,
             capture,
