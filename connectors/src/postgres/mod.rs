@@ -12,6 +12,7 @@
 
 mod absent;
 mod arrival;
+mod backfill;
 mod breaker;
 mod bury;
 mod check;
@@ -19,9 +20,11 @@ mod claim;
 mod correct;
 mod decide;
 mod export;
+mod filter;
 mod finalize;
 mod generation;
 mod guard;
+mod job;
 mod ledger;
 mod letters;
 mod migrate;
@@ -39,14 +42,18 @@ mod status;
 mod stores;
 mod sweep;
 mod table;
+mod tally;
 mod tidy;
 mod version;
 
+pub use backfill::{Backfill, BackfillConfig, BackfillSpec, Progress, job_owner};
 pub use check::{Finding, Severity, check, check_ledger, guards, references};
 pub use correct::Resumed;
 pub use export::ReceiptExport;
+pub use filter::{FUNCTIONS as FILTER_FUNCTIONS, FilterError};
 pub use generation::SeenServer;
 pub use guard::{InstallError, install_relation, relation_sql};
+pub use job::{Job, JobError, JobRow, forget_job, jobs};
 pub use ledger::{LedgerConfig, LedgerStore, PgLedger};
 pub use letters::{Letters, Redrive, Redriven, order_redrive};
 pub use migrate::{MigrateFailure, migrate};
@@ -66,5 +73,6 @@ pub use status::{
 };
 pub use stores::{FormerStore, Waived, note_stores, waive_store};
 pub use sweep::{Sweep, SweepBell, SweepConfig};
+pub use tally::{Count, TalliedLedger, Tally};
 pub use tidy::{Retention, Tidied, tidy};
 pub use version::{LedgerVersion, check_version};
