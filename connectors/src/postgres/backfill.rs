@@ -11,7 +11,7 @@
 //!
 //! Invariant (S7): a position moves only behind the frontier; `a_job_goes_on_behind_what_is_durable`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -42,8 +42,7 @@ pub struct BackfillSpec {
     pub relation: String,
     /// Rows flagged at this time or later. None: from the first.
     pub from: Option<DateTime<Utc>>,
-    /// Rows flagged before this. None: up to the time at which the job was planned; what is flagged later is
-    /// live traffic.
+    /// Rows flagged before this. None: before the job was begun; what is flagged later is live traffic.
     pub to: Option<DateTime<Utc>>,
     /// Which of them: a condition over the row's columns.
     pub filter: Option<String>,
@@ -96,6 +95,9 @@ const LOOK: Duration = Duration::from_millis(500);
 /// A job that gives way still moves: one page in so many looks.
 const GIVES_WAY_MAX: u32 = 20;
 
+/// How often the end of the job asks for a dead process's claim.
+const TAKES_OVER_MAX: u32 = 20;
+
 /// The owner of a job's claims ends so: they are told from those of live traffic.
 pub fn job_owner(process: &str, job: &str) -> String {
     format!("{process}{}", owner_suffix(job))
@@ -140,6 +142,7 @@ struct Page {
 pub struct Progress {
     /// How many rows there are to look at.
     pub total: i64,
+    before: i64,
     looked_at: AtomicI64,
     gave_way_ms: AtomicI64,
 }
@@ -148,6 +151,11 @@ impl Progress {
     /// How many were looked at, and handed on.
     pub fn looked_at(&self) -> i64 {
         self.looked_at.load(Ordering::Relaxed)
+    }
+
+    /// How many of them earlier processes had looked at.
+    pub fn looked_at_before(&self) -> i64 {
+        self.before
     }
 
     /// How long it gave way to live traffic.
@@ -173,6 +181,8 @@ pub struct Backfill {
     not_before: Instant,
     look_at: Instant,
     gave_way: u32,
+    /// How often each claim of a dead process was handed on.
+    taken_over: HashMap<i64, u32>,
     has_ended: bool,
 }
 
@@ -188,9 +198,13 @@ impl Backfill {
         config: BackfillConfig,
         tally: Arc<Tally>,
     ) -> Result<Self, JobError> {
-        let pages = PageSql::new(&pool, relation, spec).await?;
+        let mut pages = PageSql::new(&pool, relation, spec).await?;
         let json = serde_json::to_value(spec).expect("a spec is json");
         let mut job = Job::take(&pool, name, "backfill", &json, owner).await?;
+        if pages.has_flag && spec.to.is_none() {
+            let begun = at_sql(relation, &time_sql(&job.begun_at()));
+            pages.from += &format!(" and {} < {begun}", Table::new(relation).flag("t"));
+        }
         let total = match job.total() {
             Some(total) => total,
             None => plan(&pool, &pages, &mut job, config.range_rows).await?,
@@ -222,6 +236,7 @@ impl Backfill {
             tally,
             progress: Arc::new(Progress {
                 total,
+                before: looked_at,
                 looked_at: AtomicI64::new(looked_at),
                 gave_way_ms: AtomicI64::new(0),
             }),
@@ -231,6 +246,7 @@ impl Backfill {
             not_before: Instant::now(),
             look_at: Instant::now(),
             gave_way: 0,
+            taken_over: HashMap::new(),
             has_ended: false,
         })
     }
@@ -319,14 +335,24 @@ impl Backfill {
         loop {
             let open = open_claims(&self.pool, &self.relation_name, self.job.name()).await;
             let open = open.map_err(unavailable)?;
-            let due: Vec<DeletionId> =
-                open.iter().filter(|(_, is_over)| *is_over).map(|(id, _)| DeletionId(*id)).collect();
+            let mut due = Vec::new();
+            let mut waits = false;
+            for (id, is_over) in open {
+                let tries = self.taken_over.entry(id).or_default();
+                // One that is held or locked can't be had now, and is left to `run`.
+                if *tries < TAKES_OVER_MAX {
+                    waits = true;
+                    if is_over {
+                        *tries += 1;
+                        due.push(DeletionId(id));
+                    }
+                }
+            }
             if !due.is_empty() {
-                // Asked for again until somebody has them: a resume may skip what is locked.
                 sleep(LOOK).await;
                 return Ok(Polled { records: Records::Open(due), marks: Vec::new() });
             }
-            if open.is_empty() {
+            if !waits {
                 self.has_ended = true;
                 return Ok(Polled { records: Records::Candidates(Vec::new()), marks: Vec::new() });
             }
@@ -513,7 +539,7 @@ impl PageSql {
             )));
         }
         let flag = table.flag("t");
-        let at = |time: &DateTime<Utc>| at_sql(relation, &format!("{}::timestamptz", literal(&time.to_rfc3339())));
+        let at = |time: &DateTime<Utc>| at_sql(relation, &time_sql(time));
         let mut conditions = vec![table.is_set("t")];
         conditions.extend(spec.from.as_ref().map(|from| format!("{flag} >= {}", at(from))));
         conditions.extend(spec.to.as_ref().map(|to| format!("{flag} < {}", at(to))));
@@ -580,6 +606,10 @@ impl PageSql {
             order = self.order,
         )
     }
+}
+
+fn time_sql(time: &DateTime<Utc>) -> String {
+    format!("{}::timestamptz", literal(&time.to_rfc3339()))
 }
 
 /// A time as the flag's column has them.

@@ -157,6 +157,7 @@ pub struct Job {
     token: i64,
     /// What earlier processes counted.
     before: BTreeMap<String, u64>,
+    begun_at: DateTime<Utc>,
     total: Option<i64>,
     lost: watch::Receiver<bool>,
     renewal: JoinHandle<()>,
@@ -204,7 +205,7 @@ impl Job {
             .execute(&mut *transaction)
             .await?;
             let row = sqlx::query(
-                "select kind, spec, done_at, counts, total, lease_until, \
+                "select kind, spec, begun_at, done_at, counts, total, lease_until, \
                      coalesce(lease_until > clock_timestamp(), false) as is_run \
                  from tombstream.job where name = $1 for update",
             )
@@ -250,6 +251,7 @@ impl Job {
                 name: name.to_owned(),
                 token,
                 before: row.try_get::<Json<_>, _>("counts")?.0,
+                begun_at: row.try_get("begun_at")?,
                 total: row.try_get("total")?,
                 lost,
                 renewal: tokio::spawn(renew(pool.clone(), name.to_owned(), token, lost_to)),
@@ -265,6 +267,11 @@ impl Job {
     /// How many rows there were to look at when it was planned. None: it is not.
     pub(super) fn total(&self) -> Option<i64> {
         self.total
+    }
+
+    /// When the job was begun, by Postgres's clock.
+    pub(super) fn begun_at(&self) -> DateTime<Utc> {
+        self.begun_at
     }
 
     /// The lease's number. It grows with each process.

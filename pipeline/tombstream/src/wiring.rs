@@ -90,18 +90,7 @@ pub(crate) async fn pipeline(
 ) -> anyhow::Result<(Pipeline<PgLedger>, Watched)> {
     let relations = Arc::clone(&config.relations);
     let ledger = ledger(config, pool.clone());
-    let mut stores = Vec::new();
-    for (store, id) in config.stores.iter().zip(0..) {
-        let sink: Arc<dyn ErasedSink> = match connect_store(store)? {
-            Connected::S3(sink) => sink,
-            Connected::ObjectStore(sink) => sink,
-            Connected::Elasticsearch(sink) => sink,
-            #[cfg(feature = "embedded")]
-            Connected::Tantivy(sink) => sink,
-        };
-        let name = store.name.as_str().into();
-        stores.push(Store { id: StoreId(id), name, sink, config: store_limits(config, store) });
-    }
+    let stores = stores(config)?;
     let sweep = &config.source.sweep;
     let sweep = SweepConfig {
         interval: sweep.interval,
@@ -180,6 +169,23 @@ pub(crate) async fn pipeline(
     let watched = Watched { ledger: Arc::clone(&ledger), server, bell: watch_bell };
     let pipeline = Pipeline { config: limits, relations, ledger, stores, sources };
     Ok((pipeline, watched))
+}
+
+/// The configured stores, with their limits. Sends nothing yet.
+pub(crate) fn stores(config: &Config) -> anyhow::Result<Vec<Store>> {
+    let mut stores = Vec::new();
+    for (store, id) in config.stores.iter().zip(0..) {
+        let sink: Arc<dyn ErasedSink> = match connect_store(store)? {
+            Connected::S3(sink) => sink,
+            Connected::ObjectStore(sink) => sink,
+            Connected::Elasticsearch(sink) => sink,
+            #[cfg(feature = "embedded")]
+            Connected::Tantivy(sink) => sink,
+        };
+        let name = store.name.as_str().into();
+        stores.push(Store { id: StoreId(id), name, sink, config: store_limits(config, store) });
+    }
+    Ok(stores)
 }
 
 /// Files, with their positions in the ledger.
@@ -301,7 +307,7 @@ pub(crate) fn topics(config: &Config) -> Vec<String> {
     config.relations.iter().flat_map(|relation| relation.topics.iter().cloned()).collect()
 }
 
-fn ledger_config(config: &Config) -> LedgerConfig {
+pub(crate) fn ledger_config(config: &Config) -> LedgerConfig {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = if host.trim().is_empty() { "tombstream" } else { host.trim() };
     LedgerConfig {
@@ -321,7 +327,7 @@ fn ledger_config(config: &Config) -> LedgerConfig {
     }
 }
 
-fn limits(config: &Config) -> tombstream_dataflow::Config {
+pub(crate) fn limits(config: &Config) -> tombstream_dataflow::Config {
     let pipeline = &config.pipeline;
     let stage = StageConfig {
         items_max: pipeline.batch_max.get(),

@@ -4,6 +4,7 @@
 
 mod actor;
 mod api;
+mod backfill;
 mod breaker;
 mod capture;
 mod check;
@@ -12,6 +13,7 @@ mod dead_letters;
 mod demo;
 mod explain;
 mod hold;
+mod jobs;
 pub(crate) mod ledger;
 mod migrate;
 mod page;
@@ -59,6 +61,11 @@ enum Command {
     Run,
     /// Publish the tables' changes to a broker, as Debezium would: [capture].
     Capture,
+    /// Destroy what is flagged already: rows of a relation through the pipeline, as a job that can be stopped and
+    /// goes on where it was.
+    Backfill(backfill::Args),
+    /// Batch jobs: look at them, forget them.
+    Jobs(jobs::Args),
     /// Serve the REST interface.
     Api,
     /// Make or update the ledger, and each relation's triggers and index.
@@ -103,6 +110,9 @@ enum Failure {
     /// It was said already.
     #[error("failed")]
     Said,
+    /// It was said already, and ends with a code of its own.
+    #[error("ended with code {0}")]
+    Code(u8),
 }
 
 /// Runs the command, says what went wrong, and gives the exit code.
@@ -126,6 +136,7 @@ pub(crate) fn run(mut cli: Cli) -> ExitCode {
             ExitCode::FAILURE
         }
         Err(Failure::Said) => ExitCode::FAILURE,
+        Err(Failure::Code(code)) => ExitCode::from(code),
     }
 }
 
@@ -145,6 +156,8 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::demo(args).await?,
         Command::Run => run::run(load(Needs::Everything)?).await?,
+        Command::Backfill(args) => backfill::backfill(load(Needs::Everything)?, args).await?,
+        Command::Jobs(args) => jobs::jobs(load(Needs::Database)?, args).await?,
         Command::Capture => capture::capture(load(Needs::Capture)?).await?,
         Command::Api => api::api(load(Needs::Database)?).await?,
         Command::Migrate(args) => migrate::migrate(load(Needs::Database)?, args).await?,
