@@ -20,18 +20,17 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::{AssertSqlSafe, PgPool, Row as _};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 
 use tombstream_model::{
-    Candidate, Cause, DeletionId, FlagKind, Found, Key, Mark, Polled, Records, Relation, RelationId,
-    Source, SourceError,
+    Candidate, Cause, DeletionId, FlagKind, Found, Key, Mark, Polled, Records, Relation,
+    RelationId, Source, SourceError,
 };
 
 use super::filter::filter_sql;
 use super::job::{Job, JobError, Moved};
-use super::statement::Statements;
+use super::statement::{BEGIN, Statements, whole};
 use super::table::{Table, ident, literal};
 use super::tally::{Count, Tally};
 
@@ -175,7 +174,6 @@ pub struct Backfill {
     tally: Arc<Tally>,
     progress: Arc<Progress>,
     pages: mpsc::Receiver<Result<Page, SourceError>>,
-    _readers: JoinSet<()>,
     /// What was handed on and is not durable, by range.
     pending: BTreeMap<i32, VecDeque<(i64, Moved)>>,
     not_before: Instant,
@@ -217,15 +215,17 @@ impl Backfill {
         info!(job = name, total, looked_at, ranges = ranges.len(), "backfill");
         let todo = Arc::new(Mutex::new(ranges));
         let (to, from) = mpsc::channel(config.readers.max(1));
-        let mut readers = JoinSet::new();
         for _ in 0..config.readers.max(1) {
             let reader = Reader {
                 statements: Statements::new(pool.clone(), config.prepared_statements),
                 pages: pages.clone(),
                 // A burst is no more than a second's worth.
-                limit: config.rate_max.map_or(config.page_max, |rate| rate.clamp(1, config.page_max)),
+                limit: config
+                    .rate_max
+                    .map_or(config.page_max, |rate| rate.clamp(1, config.page_max)),
             };
-            readers.spawn(reader.run(Arc::clone(&todo), to.clone()));
+            // It ends by itself, when there is nothing left or nobody to tell.
+            tokio::spawn(reader.run(Arc::clone(&todo), to.clone()));
         }
         Ok(Self {
             pool,
@@ -241,7 +241,6 @@ impl Backfill {
                 gave_way_ms: AtomicI64::new(0),
             }),
             pages: from,
-            _readers: readers,
             pending: BTreeMap::new(),
             not_before: Instant::now(),
             look_at: Instant::now(),
@@ -285,7 +284,8 @@ impl Backfill {
                  start the same job again: it goes on where it is"
             )));
         }
-        let is_busy = way.oldest_seconds.is_some_and(|age| age > self.config.yield_after.as_secs_f64());
+        let is_busy =
+            way.oldest_seconds.is_some_and(|age| age > self.config.yield_after.as_secs_f64());
         if !is_busy || self.gave_way >= GIVES_WAY_MAX {
             self.gave_way = 0;
             return Ok(false);
@@ -377,16 +377,21 @@ impl Source for Backfill {
     }
 
     async fn commit(&mut self, marks: Vec<Mark>) -> Result<(), SourceError> {
-        let mut moved = Vec::new();
+        // The furthest of each range: a statement updates a row once.
+        let mut moved: BTreeMap<i32, (i64, Moved)> = BTreeMap::new();
         let token = self.job.token().unsigned_abs();
         for mark in marks.iter().filter(|mark| mark.assignment == token) {
             let Some(pending) = self.pending.get(&mark.partition) else { continue };
             let durable = pending.iter().take_while(|(next, _)| *next <= mark.next).last();
-            moved.extend(durable.map(|(_, moved)| moved.clone()));
+            let known = moved.get(&mark.partition).map_or(0, |(next, _)| *next);
+            if let Some(durable) = durable.filter(|(next, _)| *next > known) {
+                moved.insert(mark.partition, durable.clone());
+            }
         }
         if moved.is_empty() {
             return Ok(());
         }
+        let moved: Vec<Moved> = moved.into_values().map(|(_, moved)| moved).collect();
         match self.job.moved(&moved, &self.tally.counts()).await {
             Ok(()) => {}
             Err(JobError::Database(error)) => return Err(unavailable(error)),
@@ -435,7 +440,7 @@ async fn way(
     job: &str,
     lease: Duration,
 ) -> Result<Way, sqlx::Error> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = whole(pool, BEGIN).await?;
     let row = sqlx::query(
         "select (select p.reason from tombstream.pause p where p.relation = $1), \
              (select coalesce(b.reason, '') from tombstream.breaker b \
@@ -451,11 +456,7 @@ async fn way(
     .fetch_one(&mut *transaction)
     .await?;
     transaction.rollback().await?;
-    Ok(Way {
-        paused: row.try_get(0)?,
-        tripped: row.try_get(1)?,
-        oldest_seconds: row.try_get(2)?,
-    })
+    Ok(Way { paused: row.try_get(0)?, tripped: row.try_get(1)?, oldest_seconds: row.try_get(2)? })
 }
 
 /// What the job has claimed or is hiding and not let go, and whether its lease is over.
@@ -464,7 +465,7 @@ async fn open_claims(
     relation: &str,
     job: &str,
 ) -> Result<Vec<(i64, bool)>, sqlx::Error> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = whole(pool, BEGIN).await?;
     let open = sqlx::query_as(
         "select d.id, d.lease_until < clock_timestamp() from tombstream.deletion d \
          where d.relation = $1 and d.state in ('claimed', 'hidden') and d.lease_until is not null \
@@ -486,7 +487,7 @@ async fn plan(
     job: &mut Job,
     range_rows: u32,
 ) -> Result<i64, JobError> {
-    let mut transaction = pool.begin_with(PLAN_TIMEOUT).await?;
+    let mut transaction = whole(pool, PLAN_TIMEOUT).await?;
     let row = sqlx::query(AssertSqlSafe(pages.plan_sql()))
         .persistent(false)
         .bind(i64::from(range_rows.max(1)))
@@ -529,7 +530,11 @@ struct PageSql {
 }
 
 impl PageSql {
-    async fn new(pool: &PgPool, relation: &Relation, spec: &BackfillSpec) -> Result<Self, JobError> {
+    async fn new(
+        pool: &PgPool,
+        relation: &Relation,
+        spec: &BackfillSpec,
+    ) -> Result<Self, JobError> {
         let table = Table::new(relation);
         let has_flag = relation.flag.kind != FlagKind::Boolean;
         if !has_flag && (spec.from.is_some() || spec.to.is_some()) {
@@ -544,8 +549,11 @@ impl PageSql {
         conditions.extend(spec.from.as_ref().map(|from| format!("{flag} >= {}", at(from))));
         conditions.extend(spec.to.as_ref().map(|to| format!("{flag} < {}", at(to))));
         let mut order: Vec<String> = table.key_columns("t").collect();
-        let mut casts: Vec<String> =
-            relation.key.iter().map(|column| format!("::text::{}", column.kind.sql_type())).collect();
+        let mut casts: Vec<String> = relation
+            .key
+            .iter()
+            .map(|column| format!("::text::{}", column.kind.sql_type()))
+            .collect();
         if has_flag {
             order.insert(0, flag.clone());
             let kind = match relation.flag.kind {
@@ -590,8 +598,12 @@ impl PageSql {
             if !is {
                 return String::new();
             }
-            let values: Vec<String> =
-                self.casts.iter().enumerate().map(|(n, cast)| format!("${}{cast}", next + n)).collect();
+            let values: Vec<String> = self
+                .casts
+                .iter()
+                .enumerate()
+                .map(|(n, cast)| format!("${}{cast}", next + n))
+                .collect();
             next += values.len();
             format!(" and ({}) {than} ({})", self.order, values.join(", "))
         };
@@ -622,7 +634,7 @@ fn at_sql(relation: &Relation, at: &str) -> String {
 
 /// The filter as SQL, once Postgres has understood it too.
 async fn filter(pool: &PgPool, relation: &Relation, text: &str) -> Result<String, JobError> {
-    let mut transaction = pool.begin_with(PAGE_TIMEOUT).await?;
+    let mut transaction = whole(pool, PAGE_TIMEOUT).await?;
     let columns: Vec<String> = sqlx::query_scalar(
         "select a.attname::text from pg_catalog.pg_attribute a \
          join pg_catalog.pg_class c on c.oid = a.attrelid \
@@ -718,7 +730,9 @@ impl Reader {
             }
         }
         let last = rows.last();
-        let last = last.map(|row| Ok::<_, sqlx::Error>(Cursor { key: row.try_get(0)?, flag: row.try_get(1)? }));
+        let last = last.map(|row| {
+            Ok::<_, sqlx::Error>(Cursor { key: row.try_get(0)?, flag: row.try_get(1)? })
+        });
         let last = last.transpose()?;
         if last.is_some() {
             range.after.clone_from(&last);
@@ -739,7 +753,9 @@ impl Reader {
 /// What a row makes of the filter (a division by zero, a text that is no number) is the same each time.
 fn judge(error: sqlx::Error) -> SourceError {
     if let sqlx::Error::Database(database) = &error
-        && database.code().is_some_and(|code| ["22", "42"].iter().any(|class| code.starts_with(class)))
+        && database
+            .code()
+            .is_some_and(|code| ["22", "42"].iter().any(|class| code.starts_with(class)))
     {
         return SourceError::Fatal(format!(
             "the rows can't be read: {}; if it is the filter's, give the job another name and another filter",

@@ -15,31 +15,74 @@ use sqlparser::ast::{
     FunctionArguments, Ident, InTarget, ObjectNamePart, UnaryOperator, Value,
 };
 use sqlparser::dialect::PostgreSqlDialect;
-use sqlparser::parser::Parser;
-use sqlparser::tokenizer::Token;
+use sqlparser::parser::{Parser, ParserError};
+use sqlparser::tokenizer::{Token, Tokenizer};
 
 use super::table::{ident, literal};
 
-/// Longest text. A chain of operators is as deep as it is long, and is walked.
+/// Longest text.
 const TEXT_MAX: usize = 4_000;
+/// Most words and signs. A chain of operators is as deep as it is long, and is walked.
+const TOKENS_MAX: usize = 500;
 /// Deepest nesting that is understood.
 const DEPTH_MAX: usize = 100;
 
 /// Functions of `pg_catalog` that look at nothing but their arguments (and the session's time zone, which is UTC).
 pub const FUNCTIONS: [&str; 30] = [
-    "abs", "btrim", "ceil", "ceiling", "char_length", "date_part", "date_trunc", "floor", "jsonb_typeof", "left",
-    "length", "lower", "ltrim", "md5", "mod", "octet_length", "replace", "right", "round", "rtrim", "sign",
-    "split_part", "starts_with", "strpos", "substr", "timezone", "to_timestamp", "trunc", "upper", "uuid_hash",
+    "abs",
+    "btrim",
+    "ceil",
+    "ceiling",
+    "char_length",
+    "date_part",
+    "date_trunc",
+    "floor",
+    "jsonb_typeof",
+    "left",
+    "length",
+    "lower",
+    "ltrim",
+    "md5",
+    "mod",
+    "octet_length",
+    "replace",
+    "right",
+    "round",
+    "rtrim",
+    "sign",
+    "split_part",
+    "starts_with",
+    "strpos",
+    "substr",
+    "timezone",
+    "to_timestamp",
+    "trunc",
+    "upper",
+    "uuid_hash",
 ];
 /// What looks like a function and is syntax.
 const SYNTAX: [&str; 4] = ["coalesce", "greatest", "least", "nullif"];
 /// Types that may be cast to, as they may be written and as they are.
 const TYPES: [(&str, &str); 20] = [
-    ("bigint", "int8"), ("bool", "bool"), ("boolean", "bool"), ("date", "date"), ("double precision", "float8"),
-    ("float8", "float8"), ("int", "int4"), ("int4", "int4"), ("int8", "int8"), ("integer", "int4"),
-    ("jsonb", "jsonb"), ("numeric", "numeric"), ("smallint", "int2"), ("text", "text"),
-    ("timestamp", "timestamp"), ("timestamp with time zone", "timestamptz"),
-    ("timestamp without time zone", "timestamp"), ("timestamptz", "timestamptz"), ("uuid", "uuid"),
+    ("bigint", "int8"),
+    ("bool", "bool"),
+    ("boolean", "bool"),
+    ("date", "date"),
+    ("double precision", "float8"),
+    ("float8", "float8"),
+    ("int", "int4"),
+    ("int4", "int4"),
+    ("int8", "int8"),
+    ("integer", "int4"),
+    ("jsonb", "jsonb"),
+    ("numeric", "numeric"),
+    ("smallint", "int2"),
+    ("text", "text"),
+    ("timestamp", "timestamp"),
+    ("timestamp with time zone", "timestamptz"),
+    ("timestamp without time zone", "timestamp"),
+    ("timestamptz", "timestamptz"),
+    ("uuid", "uuid"),
     ("varchar", "text"),
 ];
 
@@ -62,10 +105,14 @@ pub(super) fn filter_sql(text: &str, columns: &[String]) -> Said {
     if text.len() > TEXT_MAX {
         return refused(format!("is longer than {TEXT_MAX} bytes"));
     }
-    let syntax = |error| FilterError(format!("can't be read: {error}"));
+    let syntax = |error: ParserError| FilterError(format!("can't be read: {error}"));
     let dialect = PostgreSqlDialect {};
-    let parser = Parser::new(&dialect).with_recursion_limit(DEPTH_MAX);
-    let mut parser = parser.try_with_sql(text).map_err(syntax)?;
+    let tokens = Tokenizer::new(&dialect, text).tokenize();
+    let tokens = tokens.map_err(|error| syntax(error.into()))?;
+    if tokens.iter().filter(|token| !matches!(token, Token::Whitespace(_))).count() > TOKENS_MAX {
+        return refused(format!("has more than {TOKENS_MAX} words and signs"));
+    }
+    let mut parser = Parser::new(&dialect).with_recursion_limit(DEPTH_MAX).with_tokens(tokens);
     let expression = parser.parse_expr().map_err(syntax)?;
     let rest = parser.peek_token();
     if rest.token != Token::EOF {
@@ -126,9 +173,12 @@ impl Spelling<'_> {
             Expr::UnaryOp { op: UnaryOperator::Not, expr } => Ok(format!("(not {})", of(expr)?)),
             Expr::UnaryOp { op: UnaryOperator::Minus, expr } => Ok(format!("(- {})", of(expr)?)),
             Expr::UnaryOp { op: UnaryOperator::Plus, expr } => of(expr),
-            Expr::Cast { kind: CastKind::Cast | CastKind::DoubleColon, expr, data_type, format: None } => {
-                cast(of(expr)?, &data_type.to_string())
-            }
+            Expr::Cast {
+                kind: CastKind::Cast | CastKind::DoubleColon,
+                expr,
+                data_type,
+                format: None,
+            } => cast(of(expr)?, &data_type.to_string()),
             Expr::TypedString(typed) if !typed.uses_odbc_syntax => {
                 cast(constant(&typed.value.value)?, &typed.data_type.to_string())
             }
@@ -314,7 +364,10 @@ mod tests {
                 "case when tenant_id > 1 then true else name is null end",
                 r#"(case when (t."tenant_id" > (1)) then true else (t."name" is null) end)"#,
             ),
-            ("extract(year from deleted_at) < 2020", r#"(pg_catalog.date_part('year', t."deleted_at") < (2020))"#),
+            (
+                "extract(year from deleted_at) < 2020",
+                r#"(pg_catalog.date_part('year', t."deleted_at") < (2020))"#,
+            ),
         ] {
             let written = written.replace("-> 'kind'", "->> 'kind'");
             assert_eq!(sql(text).as_deref(), Ok(&*written), "{text}");
@@ -326,16 +379,17 @@ mod tests {
     fn what_is_no_filter_is_refused() {
         let long = format!("name = '{}'", "x".repeat(TEXT_MAX));
         let deep = format!("{}true{}", "(".repeat(500), ")".repeat(500));
-        let chain = format!("tenant_id = 1{}", "+1".repeat(1_500));
+        let chain = format!("tenant_id = 1{}", "+1".repeat(240));
+        let many = format!("tenant_id = 1{}", "+1".repeat(1_500));
         for (text, why) in [
             ("", "can't be read"),
             ("true; drop table documents", "ends before `;`"),
             ("true) or (true", "ends before `)`"),
             ("true -- \n; delete from documents", "ends before `;`"),
-            ("true union select 1", "ends before `UNION`"),
-            ("true order by 1", "ends before `ORDER`"),
-            ("true limit 1", "ends before `LIMIT`"),
-            ("true for update", "ends before `FOR`"),
+            ("true union select 1", "ends before `union`"),
+            ("true order by 1", "ends before `order`"),
+            ("true limit 1", "ends before `limit`"),
+            ("true for update", "ends before `for`"),
             ("(select true)", "no subqueries"),
             ("exists (select from tombstream.hold)", ""),
             ("id in (select id from users)", "no subqueries"),
@@ -379,6 +433,7 @@ mod tests {
             (&long, "is longer"),
             (&deep, ""),
             (&chain, "is nested deeper"),
+            (&many, "has more than"),
         ] {
             match sql(text) {
                 Ok(written) => panic!("{text} was taken for {written}"),

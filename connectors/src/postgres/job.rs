@@ -18,6 +18,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
+use super::statement::{BEGIN, whole};
+
 /// How long a name stays with a process that says nothing: long beside a pause of Postgres's, short for a person
 /// who starts a killed job again.
 const LEASE: Duration = Duration::from_secs(15);
@@ -116,7 +118,7 @@ const ROWS: &str = "\
 
 /// Every job, oldest first; or the one of this name.
 pub async fn jobs(pool: &PgPool, name: Option<&str>) -> Result<Vec<JobRow>, sqlx::Error> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = whole(pool, BEGIN).await?;
     let rows =
         sqlx::query_as(ROWS).persistent(false).bind(name).fetch_all(&mut *transaction).await?;
     transaction.rollback().await?;
@@ -125,7 +127,7 @@ pub async fn jobs(pool: &PgPool, name: Option<&str>) -> Result<Vec<JobRow>, sqlx
 
 /// Forgets a job that no process runs, with its positions. Says whether there was one.
 pub async fn forget_job(pool: &PgPool, name: &str) -> Result<bool, JobError> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = whole(pool, BEGIN).await?;
     let forgotten = sqlx::query(
         "delete from tombstream.job where name = $1 \
              and (lease_until is null or lease_until <= clock_timestamp())",
@@ -194,7 +196,7 @@ impl Job {
         let waited = Instant::now();
         let mut seen: Option<DateTime<Utc>> = None;
         loop {
-            let mut transaction = pool.begin().await?;
+            let mut transaction = whole(pool, BEGIN).await?;
             sqlx::query(
                 "insert into tombstream.job (name, kind, spec) values ($1, $2, $3) on conflict do nothing",
             )
@@ -297,7 +299,7 @@ impl Job {
     ) -> Result<(), JobError> {
         let (after, upto): (Vec<_>, Vec<_>) =
             ranges.iter().map(|(after, upto)| (text(after), text(upto))).unzip();
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = whole(&self.pool, BEGIN).await?;
         self.mine(&mut transaction).await?;
         sqlx::query("update tombstream.job set total = $2 where name = $1")
             .persistent(false)
@@ -324,8 +326,9 @@ impl Job {
     /// The ranges that are not done: number, where each goes on, where it ends, and what was looked at.
     pub(super) async fn ranges(
         &self,
-    ) -> Result<Vec<(i32, Option<serde_json::Value>, Option<serde_json::Value>, i64)>, JobError> {
-        let mut transaction = self.pool.begin().await?;
+    ) -> Result<Vec<(i32, Option<serde_json::Value>, Option<serde_json::Value>, i64)>, JobError>
+    {
+        let mut transaction = whole(&self.pool, BEGIN).await?;
         let rows = sqlx::query(
             "select range, coalesce(at, after) as after, upto, looked_at from tombstream.job_range \
              where job = $1 and not is_done order by range",
@@ -346,7 +349,7 @@ impl Job {
 
     /// How many rows were looked at, in all ranges.
     pub(super) async fn looked_at(&self) -> Result<i64, JobError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = whole(&self.pool, BEGIN).await?;
         let sum = sqlx::query_scalar(
             "select coalesce(sum(looked_at), 0)::bigint from tombstream.job_range where job = $1",
         )
@@ -364,7 +367,7 @@ impl Job {
         moved: &[Moved],
         counts: &BTreeMap<String, u64>,
     ) -> Result<(), JobError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = whole(&self.pool, BEGIN).await?;
         self.mine(&mut transaction).await?;
         self.count(&mut transaction, counts).await?;
         sqlx::query(
@@ -393,7 +396,7 @@ impl Job {
         stopped: Option<&str>,
     ) -> Result<(), JobError> {
         self.renewal.abort();
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = whole(&self.pool, BEGIN).await?;
         self.mine(&mut transaction).await?;
         self.count(&mut transaction, counts).await?;
         sqlx::query(
@@ -464,7 +467,7 @@ async fn renew(pool: PgPool, name: String, token: i64, lost: watch::Sender<bool>
 }
 
 async fn renew_once(pool: &PgPool, name: &str, token: i64) -> Result<bool, sqlx::Error> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = whole(pool, BEGIN).await?;
     let renewed = sqlx::query(
         "update tombstream.job set lease_until = clock_timestamp() + make_interval(secs => $3) \
          where name = $1 and token = $2",

@@ -149,7 +149,9 @@ impl TalliedLedger {
         }
         let rows = query.fetch_all(&mut *session).await?;
         session.end().await?;
-        rows.iter().map(|row| Ok((sqlx::Row::try_get(row, 0)?, sqlx::Row::try_get(row, 1)?))).collect()
+        rows.iter()
+            .map(|row| Ok((sqlx::Row::try_get(row, 0)?, sqlx::Row::try_get(row, 1)?)))
+            .collect()
     }
 }
 

@@ -40,9 +40,11 @@ const REMAINS: u8 = 3;
 const STOPPED: u8 = 4;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit codes: 0 all is read, and what is due is gone; 1 failed; 2 wrong command line or \
+#[command(
+    after_help = "Exit codes: 0 all is read, and what is due is gone; 1 failed; 2 wrong command line or \
                         configuration; 3 all is read, and some of it is parked, owed, held, locked or kept back; 4 \
-                        stopped: the same command goes on where it was.")]
+                        stopped: the same command goes on where it was."
+)]
 pub(super) struct Args {
     /// The relation.
     #[arg(long, value_name = "NAME")]
@@ -243,9 +245,8 @@ struct Shown {
 impl Shown {
     fn new(name: &str, json: bool, job: &Job, progress: Arc<Progress>, tally: Arc<Tally>) -> Self {
         let bar = (!json && std::io::stderr().is_terminal()).then(|| {
-            let style = ProgressStyle::with_template(
-                "{prefix} {bar:30} {human_pos} of {human_len} {msg}",
-            );
+            let style =
+                ProgressStyle::with_template("{prefix} {bar:30} {human_pos} of {human_len} {msg}");
             let bar = ProgressBar::new(progress.total.unsigned_abs());
             bar.set_style(style.expect("the template is whole").progress_chars("━╸ "));
             bar.with_prefix(name.escape_debug().to_string())
@@ -253,7 +254,17 @@ impl Shown {
         let now = Instant::now();
         let marks = [(now, progress.looked_at())].into();
         let before = job.before().clone();
-        Self { name: name.to_owned(), before, progress, tally, bar, json, begun: now, told: now, marks }
+        Self {
+            name: name.to_owned(),
+            before,
+            progress,
+            tally,
+            bar,
+            json,
+            begun: now,
+            told: now,
+            marks,
+        }
     }
 
     fn counts(&self) -> BTreeMap<String, u64> {
@@ -279,7 +290,8 @@ impl Shown {
             rows_per_second: if is_running {
                 rate
             } else {
-                (looked_at - self.progress.looked_at_before()) as f64 / self.begun.elapsed().as_secs_f64().max(0.001)
+                (looked_at - self.progress.looked_at_before()) as f64
+                    / self.begun.elapsed().as_secs_f64().max(0.001)
             },
             eta_seconds: (is_running && rate > 0.0).then(|| left / rate),
             seconds: self.begun.elapsed().as_secs_f64(),
