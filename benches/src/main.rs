@@ -1,9 +1,10 @@
 //! What Tombstream costs, beside what anybody could use instead, both in one run on one machine.
 //!
-//! `cargo run --release -p tombstream-bench -- slot` (or `mistake`, `waiting`) needs a Postgres with `wal_level = logical`, whose
+//! `cargo run --release -p tombstream-bench -- slot` (or `backfill`, `mistake`, `waiting`) needs a Postgres with `wal_level = logical`, whose
 //! superuser's url is in `TOMBSTREAM_TEST_POSTGRES_URL` (`cargo xtask services up --only postgres`,
 //! `cargo xtask services env`), and its programs on this machine.
 
+mod backfill;
 mod mistake;
 mod null;
 mod slot;
@@ -22,6 +23,8 @@ struct Cli {
 enum Command {
     /// Drains a slot with null sinks, beside pg_recvlogical with /dev/null
     Slot(slot::Options),
+    /// Rows that are flagged already, with null sinks, beside psql's copy to /dev/null
+    Backfill(backfill::Options),
     /// Every row flagged at once, behind a breaker, with several processes running
     Mistake(mistake::Options),
     /// Millions of flags in their grace beside a pipeline that waits for them
@@ -34,6 +37,7 @@ async fn main() -> anyhow::Result<()> {
     provider.install_default().expect("nothing else has chosen a provider");
     match Cli::parse().command {
         Command::Slot(options) => slot::run(options).await,
+        Command::Backfill(options) => backfill::run(options).await,
         Command::Mistake(options) => mistake::run(options).await,
         Command::Waiting(options) => waiting::run(options).await,
     }

@@ -18,6 +18,7 @@ pub(crate) mod ledger;
 mod migrate;
 mod page;
 mod parked;
+mod plan;
 mod receipts;
 mod rehydrations;
 mod resume;
@@ -64,6 +65,8 @@ enum Command {
     /// Destroy what is flagged already: rows of a relation through the pipeline, as a job that can be stopped and
     /// goes on where it was.
     Backfill(backfill::Args),
+    /// Say what is pending: how many rows, what they wait for, the next due dates, what the breaker would say.
+    Plan(plan::Args),
     /// Batch jobs: look at them, forget them.
     Jobs(jobs::Args),
     /// Serve the REST interface.
@@ -157,6 +160,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Demo(args) => demo::demo(args).await?,
         Command::Run => run::run(load(Needs::Everything)?).await?,
         Command::Backfill(args) => backfill::backfill(load(Needs::Everything)?, args).await?,
+        Command::Plan(args) => plan::plan(load(Needs::Database)?, args).await?,
         Command::Jobs(args) => jobs::jobs(load(Needs::Database)?, args).await?,
         Command::Capture => capture::capture(load(Needs::Capture)?).await?,
         Command::Api => api::api(load(Needs::Database)?).await?,
