@@ -197,7 +197,7 @@ fn flagged_sql(relation: &Relation) -> String {
     };
     // Beyond what a clock holds it would fail to be read.
     let shown = |at: &str| {
-        format!("case when {at} > '4000-01-01 BC' and {at} < '200000-01-01' then {at} end")
+        format!("case when {at} > '4000-01-01 BC'::timestamptz and {at} < '200000-01-01'::timestamptz then {at} end")
     };
     let grace = interval(relation.grace);
     let waits = "stands = 'waits'";
@@ -207,7 +207,7 @@ fn flagged_sql(relation: &Relation) -> String {
          f as materialized ( \
              select t.at, d.state, d.owes, d.hidden, \
                  case when vouched.vouched then greatest(t.at, d.first_seen) \
-                     else greatest(t.at, d.first_seen, case when d.first_seen is null then 'infinity' end) end as since, \
+                     else greatest(t.at, d.first_seen, case when d.first_seen is null then 'infinity'::timestamptz end) end as since, \
                  not vouched.vouched and d.first_seen is null as unseen, \
                  coalesce(d.kept_back, false) as kept_back, h.key is not null as held \
              from (select {key} as key, {at} as at from {table} t where {is_set}) t cross join vouched \
