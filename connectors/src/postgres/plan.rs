@@ -197,7 +197,9 @@ fn flagged_sql(relation: &Relation) -> String {
     };
     // Beyond what a clock holds it would fail to be read.
     let shown = |at: &str| {
-        format!("case when {at} > '4000-01-01 BC'::timestamptz and {at} < '200000-01-01'::timestamptz then {at} end")
+        format!(
+            "case when {at} > '4000-01-01 BC'::timestamptz and {at} < '200000-01-01'::timestamptz then {at} end"
+        )
     };
     let grace = interval(relation.grace);
     let waits = "stands = 'waits'";

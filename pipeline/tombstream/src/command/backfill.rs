@@ -218,14 +218,13 @@ impl Report {
 }
 
 /// What of a job's rows is not gone, and will not be by time alone.
-const REMAINING: [(&str, &str); 8] = [
+const REMAINING: [(&str, &str); 7] = [
     ("parked", "need a person: tombstream parked list"),
     ("owed", "owed by a store that did not confirm in time: `tombstream run` drives them again"),
     ("unfinished", "claimed and not finalized: see the log, and tombstream explain"),
     ("held", "kept by a hold"),
     ("kept_back", "kept back by the breaker: tombstream breaker show"),
     ("locked", "locked by the application at that moment: `tombstream run`'s sweep brings them"),
-    ("underway", "claimed by another process, which ends them"),
     ("unknown", "not claimed, and why could not be looked up: see the log"),
 ];
 
@@ -380,6 +379,10 @@ fn text(report: &Report) -> String {
         ("waiting", "in their grace: `tombstream run` takes them when it is over"),
         ("cancelled", "restored in time"),
         ("gone", "removed by another hand"),
+        (
+            "underway",
+            "claimed already: by another process, which ends them, or by one of this job that died",
+        ),
     ];
     for (what, meaning) in says.into_iter().chain(REMAINING) {
         if let Some(count) = report.counts.get(what).filter(|count| **count > 0) {
