@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 mod attack;
+mod backfill;
 mod claim;
 mod finalize;
 mod guard;
 mod letters;
+mod plan;
 mod pooler;
 mod positions;
 mod race;

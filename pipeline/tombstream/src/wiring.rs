@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use sqlx::PgPool;
 use tombstream_api::{ApiConfig, ApiRelation, Tokens};
 use tombstream_connectors as connectors;
@@ -89,24 +89,8 @@ pub(crate) async fn pipeline(
     pool: PgPool,
 ) -> anyhow::Result<(Pipeline<PgLedger>, Watched)> {
     let relations = Arc::clone(&config.relations);
-    let mut ledger = ledger(config, pool.clone());
-    if config.receipts.keys == ReceiptKeys::Hashed
-        && let Some(keyed) = keyed_hash(config)?
-    {
-        ledger = ledger.with_hashed_receipts(keyed);
-    }
-    let mut stores = Vec::new();
-    for (store, id) in config.stores.iter().zip(0..) {
-        let sink: Arc<dyn ErasedSink> = match connect_store(store)? {
-            Connected::S3(sink) => sink,
-            Connected::ObjectStore(sink) => sink,
-            Connected::Elasticsearch(sink) => sink,
-            #[cfg(feature = "embedded")]
-            Connected::Tantivy(sink) => sink,
-        };
-        let name = store.name.as_str().into();
-        stores.push(Store { id: StoreId(id), name, sink, config: store_limits(config, store) });
-    }
+    let ledger = ledger(config, ledger_config(config), pool.clone())?;
+    let stores = stores(config)?;
     let sweep = &config.source.sweep;
     let sweep = SweepConfig {
         interval: sweep.interval,
@@ -185,6 +169,23 @@ pub(crate) async fn pipeline(
     let watched = Watched { ledger: Arc::clone(&ledger), server, bell: watch_bell };
     let pipeline = Pipeline { config: limits, relations, ledger, stores, sources };
     Ok((pipeline, watched))
+}
+
+/// The configured stores, with their limits. Sends nothing yet.
+pub(crate) fn stores(config: &Config) -> anyhow::Result<Vec<Store>> {
+    let mut stores = Vec::new();
+    for (store, id) in config.stores.iter().zip(0..) {
+        let sink: Arc<dyn ErasedSink> = match connect_store(store)? {
+            Connected::S3(sink) => sink,
+            Connected::ObjectStore(sink) => sink,
+            Connected::Elasticsearch(sink) => sink,
+            #[cfg(feature = "embedded")]
+            Connected::Tantivy(sink) => sink,
+        };
+        let name = store.name.as_str().into();
+        stores.push(Store { id: StoreId(id), name, sink, config: store_limits(config, store) });
+    }
+    Ok(stores)
 }
 
 /// Files, with their positions in the ledger.
@@ -277,8 +278,19 @@ pub(crate) fn publisher_config(settings: &[(String, Setting)]) -> kafka::KafkaPu
 }
 
 /// The ledger of the configured relations and stores.
-pub(crate) fn ledger(config: &Config, pool: PgPool) -> PgLedger {
-    PgLedger::new(pool, Arc::clone(&config.relations), ledger_config(config))
+pub(crate) fn ledger(
+    config: &Config,
+    of_process: LedgerConfig,
+    pool: PgPool,
+) -> anyhow::Result<PgLedger> {
+    let ledger = PgLedger::new(pool, Arc::clone(&config.relations), of_process);
+    Ok(match config.receipts.keys {
+        ReceiptKeys::Plain => ledger,
+        ReceiptKeys::Hashed => match keyed_hash(config)? {
+            Some(keyed) => ledger.with_hashed_receipts(keyed),
+            None => bail!("receipts.keys is \"hashed\" and receipts.secret is not set"),
+        },
+    })
 }
 
 /// What hashes keys on receipts, if there is a secret.
@@ -320,7 +332,7 @@ pub(crate) fn topics(config: &Config) -> Vec<String> {
     config.relations.iter().flat_map(|relation| relation.topics.iter().cloned()).collect()
 }
 
-fn ledger_config(config: &Config) -> LedgerConfig {
+pub(crate) fn ledger_config(config: &Config) -> LedgerConfig {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = if host.trim().is_empty() { "tombstream" } else { host.trim() };
     LedgerConfig {
@@ -340,7 +352,7 @@ fn ledger_config(config: &Config) -> LedgerConfig {
     }
 }
 
-fn limits(config: &Config) -> tombstream_dataflow::Config {
+pub(crate) fn limits(config: &Config) -> tombstream_dataflow::Config {
     let pipeline = &config.pipeline;
     let stage = StageConfig {
         items_max: pipeline.batch_max.get(),
