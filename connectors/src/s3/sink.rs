@@ -116,7 +116,7 @@ impl S3Sink {
         let (bucket, text) = match address {
             Address::Object { bucket, key } => (bucket, key),
             Address::Prefix { bucket, prefix } => (bucket, prefix),
-            Address::Document { .. } | Address::Field { .. } => {
+            Address::Document { .. } | Address::Field { .. } | Address::Item { .. } | Address::Row { .. } => {
                 return Some("not sent: not an address in an object store");
             }
         };
@@ -165,7 +165,7 @@ impl S3Sink {
                 Address::Prefix { bucket, prefix } => {
                     units.push(Unit::Prefix { bucket, prefix, place });
                 }
-                Address::Document { .. } | Address::Field { .. } => unreachable!("vetted"),
+                Address::Document { .. } | Address::Field { .. } | Address::Item { .. } | Address::Row { .. } => unreachable!("vetted"),
             }
         }
         for (bucket, keys) in buckets {
@@ -380,7 +380,7 @@ impl S3Sink {
                     false => Presence::Present,
                 })
             }
-            Address::Document { .. } | Address::Field { .. } => Ok(Presence::Unknown),
+            Address::Document { .. } | Address::Field { .. } | Address::Item { .. } | Address::Row { .. } => Ok(Presence::Unknown),
         }
     }
 
