@@ -109,7 +109,10 @@ impl ElasticsearchSink {
                     let groups = &mut sorted.groups;
                     Group::add(groups, bytes_max, &indices, field, value, place, target);
                 }
-                Address::Object { .. } | Address::Prefix { .. } | Address::Item { .. } | Address::Row { .. } => {
+                Address::Object { .. }
+                | Address::Prefix { .. }
+                | Address::Item { .. }
+                | Address::Row { .. } => {
                     unreachable!("admit refuses what is no document")
                 }
             }
@@ -139,7 +142,10 @@ impl ElasticsearchSink {
                 }
                 (index, routing)
             }
-            Address::Object { .. } | Address::Prefix { .. } | Address::Item { .. } | Address::Row { .. } => {
+            Address::Object { .. }
+            | Address::Prefix { .. }
+            | Address::Item { .. }
+            | Address::Row { .. } => {
                 return refused("not an address of a search index");
             }
         };

@@ -68,14 +68,18 @@ mod tests {
 
     #[test]
     fn one_row_is_told_from_the_whole_store() {
-        for code in ["22P02", "22003", "23503", "23514", "23001", "P0001", "TS001", "ZZ123", "44000"] {
+        for code in
+            ["22P02", "22003", "23503", "23514", "23001", "P0001", "TS001", "ZZ123", "44000"]
+        {
             let fault = judged(code);
             assert!(matches!(fault, Fault::Row(Verdict::Refused, _)), "{code}: {fault:?}");
         }
         for code in ["55P03", "40001", "40P01"] {
             assert!(matches!(judged(code), Fault::Row(Verdict::Busy, _)), "{code}");
         }
-        for code in ["57014", "57P01", "57P03", "53300", "53100", "08006", "25006", "55000", "XX000", ""] {
+        for code in
+            ["57014", "57P01", "57P03", "53300", "53100", "08006", "25006", "55000", "XX000", ""]
+        {
             let fault = judged(code);
             assert!(matches!(fault, Fault::Whole(SinkError::Unavailable(_))), "{code}: {fault:?}");
         }

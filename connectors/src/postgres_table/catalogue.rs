@@ -40,11 +40,11 @@ pub(super) async fn prepare(
 ) -> Result<(), Fault> {
     let milliseconds = |wait: std::time::Duration| wait.as_millis().max(1).to_string();
     let (is_standby, read_only): (bool, String) = sqlx::query_as(
-        "select pg_is_in_recovery(), current_setting('transaction_read_only') from (select \
+        "select pg_is_in_recovery(), current_setting('transaction_read_only'), \
              set_config('row_security', 'off', true), set_config('statement_timeout', $1, true), \
              set_config('lock_timeout', $2, true), set_config('synchronous_commit', case \
                  current_setting('synchronous_commit') when 'off' then 'on' \
-                 else current_setting('synchronous_commit') end, true) offset 0) as local",
+                 else current_setting('synchronous_commit') end, true)",
     )
     .bind(milliseconds(statement_timeout))
     .bind(milliseconds(config.lock_timeout))

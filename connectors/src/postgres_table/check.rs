@@ -69,8 +69,9 @@ async fn rights(
     table: i64,
     facts: &mut PostgresTableFacts,
 ) -> Result<(), Fault> {
-    let (granted, policies, triggers, rules): (bool, bool, Vec<String>, Vec<String>) = sqlx::query_as(
-        "select has_table_privilege(c.oid, 'select') and has_table_privilege(c.oid, 'delete'), \
+    let (granted, policies, triggers, rules): (bool, bool, Vec<String>, Vec<String>) =
+        sqlx::query_as(
+            "select has_table_privilege(c.oid, 'select') and has_table_privilege(c.oid, 'delete'), \
              c.relrowsecurity and not (select r.rolsuper or r.rolbypassrls \
                  or (pg_has_role(c.relowner, 'usage') and not c.relforcerowsecurity) \
                  from pg_catalog.pg_roles r where r.rolname = current_user), \
@@ -79,11 +80,11 @@ async fn rights(
              array(select r.rulename::text from pg_catalog.pg_rewrite r where r.ev_class = c.oid \
                  and r.ev_type = '4' and r.ev_enabled <> 'D' order by 1) \
          from pg_catalog.pg_class c where c.oid = $1::oid",
-    )
-    .bind(table)
-    .persistent(false)
-    .fetch_one(connection)
-    .await?;
+        )
+        .bind(table)
+        .persistent(false)
+        .fetch_one(connection)
+        .await?;
     if !granted {
         facts.problems.push("its role may not select and delete there: grant both".to_owned());
     }
@@ -93,10 +94,14 @@ async fn rights(
         facts.problems.push(said.to_owned());
     }
     for trigger in triggers {
-        facts.concerns.push(format!("trigger {trigger} fires on delete: a row that it keeps is parked"));
+        facts
+            .concerns
+            .push(format!("trigger {trigger} fires on delete: a row that it keeps is parked"));
     }
     for rule in rules {
-        facts.problems.push(format!("rule {rule} rewrites deletes: drop it, or name another table"));
+        facts
+            .problems
+            .push(format!("rule {rule} rewrites deletes: drop it, or name another table"));
     }
     Ok(())
 }
@@ -126,7 +131,8 @@ async fn indexes(
     .await?;
     let shown = names.join(", ");
     if !found {
-        let said = format!("no index begins with one of {shown}: each address reads the whole table");
+        let said =
+            format!("no index begins with one of {shown}: each address reads the whole table");
         facts.concerns.push(said);
     }
     if !unique && !many {

@@ -171,7 +171,8 @@ impl PostgresTableSink {
             (_, 1, 0) => Outcome::new(Verdict::Deleted, "1 row deleted"),
             (_, gone, 0) => Outcome::new(Verdict::Deleted, format!("{gone} rows deleted")),
             (_, 0, 2) if !self.config.many => {
-                let said = "several rows have these values, and `many` is not set: nothing was deleted";
+                let said =
+                    "several rows have these values, and `many` is not set: nothing was deleted";
                 Outcome::new(Verdict::Refused, said)
             }
             (0, 0, _) => Outcome::new(Verdict::Busy, "a row came while it was looked for"),

@@ -24,9 +24,8 @@ impl Statements {
         let joined = |parts: Vec<String>, by: &str| parts.join(by);
         let arrays = joined(each().map(|(n, _)| format!("${}::text[]", n + 1)).collect(), ", ");
         let names = joined(each().map(|(n, _)| format!("k{n}")).collect(), ", ");
-        let keys = format!(
-            "with k as (select * from unnest({arrays}) with ordinality as k({names}, n))"
-        );
+        let keys =
+            format!("with k as (select * from unnest({arrays}) with ordinality as k({names}, n))");
         // Two spellings of one value would be two addresses of one row (S8).
         let exact = each().map(|(n, it)| format!("k.k{n}::{kind}::text = k.k{n}", kind = it.kind));
         let exact = joined(exact.collect(), " and ");
@@ -38,7 +37,9 @@ impl Statements {
         };
         let rows = |alias: &str| {
             let matches = matches(alias);
-            format!("(select count(*) from (select from {table} {alias} where {matches} limit 2) few)")
+            format!(
+                "(select count(*) from (select from {table} {alias} where {matches} limit 2) few)"
+            )
         };
         // Counted in the delete's own snapshot: a second row may have come since the first look.
         let only = if many { String::new() } else { format!(" and {} = 1", rows("o")) };
@@ -61,7 +62,9 @@ mod tests {
     fn any_name_is_quoted_and_nothing_else_is_in_the_text() {
         let column = Column { name: "a\"; drop".to_owned(), kind: "uuid" };
         let made = Statements::new("s\"", "t.u", true, &[column]);
-        let quoted = made.delete.contains("\"s\"\"\".\"t.u\" t using k where t.\"a\"\"; drop\" = k.k0::uuid");
+        let quoted = made
+            .delete
+            .contains("\"s\"\"\".\"t.u\" t using k where t.\"a\"\"; drop\" = k.k0::uuid");
         assert!(quoted && !made.delete.contains("= 1"), "{}", made.delete);
         assert!(made.count.contains("k.k0::uuid::text = k.k0"), "{}", made.count);
     }

@@ -72,7 +72,10 @@ type Matched<'a, 'b> = Vec<Result<&'b Item<'a>, &'static str>>;
 
 /// The item for each of `asked`, or why there is none. An answer to another question proves nothing
 /// at all.
-fn matched<'a, 'b>(answer: &'b Answer<'a>, asked: &[&str]) -> Result<Matched<'a, 'b>, &'static str> {
+fn matched<'a, 'b>(
+    answer: &'b Answer<'a>,
+    asked: &[&str],
+) -> Result<Matched<'a, 'b>, &'static str> {
     let mut items: HashMap<&str, Vec<&Item<'_>>> = HashMap::with_capacity(asked.len());
     items.extend(asked.iter().map(|id| (*id, Vec::new())));
     for item in &answer.results {
@@ -188,7 +191,8 @@ mod tests {
         assert_eq!(answer(&["a", "a", "a", "b"]), [no, yes]);
         assert_eq!(answer(&["a", "b", "c"]), [no, no], "the answer to another question");
         assert_eq!(answer(&["A", "b"]), [no, no]);
-        let no_verdict = verdicts(r#"{"results": [{"id": "a"}, {"id": "b", "presence": "absent"}]}"#);
+        let no_verdict =
+            verdicts(r#"{"results": [{"id": "a"}, {"id": "b", "presence": "absent"}]}"#);
         assert_eq!([no_verdict[0].0, no_verdict[1].0], [no, no]);
 
         let look = |body: &str| presences(body.as_bytes(), &["a", "b"]).unwrap();
@@ -200,12 +204,18 @@ mod tests {
         let other = r#"{"results": [{"id": "b", "presence": "absent"}, {"id": "c"}]}"#;
         assert_eq!(look(other), [Presence::Unknown; 2]);
         let verdict = r#"{"results": [{"id": "a", "verdict": "absent"}]}"#;
-        assert_eq!(look(verdict), [Presence::Unknown; 2], "the answer to the other kind of question");
+        assert_eq!(
+            look(verdict),
+            [Presence::Unknown; 2],
+            "the answer to the other kind of question"
+        );
     }
 
     #[test]
     fn what_is_no_answer_is_an_error_that_quotes_nothing() {
-        for body in ["", "{}", "[]", "null", "{\"results\": {}}", "<html>hunter2", "{\"results\": [{}]}"] {
+        for body in
+            ["", "{}", "[]", "null", "{\"results\": {}}", "<html>hunter2", "{\"results\": [{}]}"]
+        {
             let error = outcomes(body.as_bytes(), &["a"]).unwrap_err();
             let said = error.to_string();
             assert!(matches!(error, SinkError::Protocol(_)) && !said.contains("hunter2"), "{said}");

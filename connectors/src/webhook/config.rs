@@ -139,10 +139,14 @@ mod tests {
 
     #[test]
     fn plain_http_is_for_this_machine_alone() {
-        for url in ["https://a/erase?x=1", "http://127.0.0.1:1/", "http://[::1]:1", "http://localhost"] {
+        for url in
+            ["https://a/erase?x=1", "http://127.0.0.1:1/", "http://[::1]:1", "http://localhost"]
+        {
             said(url, SECRET, false).unwrap();
         }
-        for url in ["http://a/erase", "http://127.0.0.1.a/", "http://10.0.0.1/", "http://localhost.a"] {
+        for url in
+            ["http://a/erase", "http://127.0.0.1.a/", "http://10.0.0.1/", "http://localhost.a"]
+        {
             assert!(said(url, SECRET, false).unwrap_err().contains("plain http"), "{url}");
             said(url, SECRET, true).unwrap();
         }

@@ -22,10 +22,14 @@ impl Signer {
                 Some(key) if (24..=64).contains(&key.len()) => {
                     Ok(Hmac::new_from_slice(&key).expect("HMAC takes a key of any length"))
                 }
-                Some(_) => Err("a secret is whsec_ and the base64 of 24 to 64 bytes; this one has \
-                                another length: make one with `echo whsec_$(openssl rand -base64 32)`"),
-                None => Err("a secret is whsec_ and the base64 of 24 to 64 bytes: make one with `echo \
-                             whsec_$(openssl rand -base64 32)`"),
+                Some(_) => {
+                    Err("a secret is whsec_ and the base64 of 24 to 64 bytes; this one has \
+                                another length: make one with `echo whsec_$(openssl rand -base64 32)`")
+                }
+                None => {
+                    Err("a secret is whsec_ and the base64 of 24 to 64 bytes: make one with `echo \
+                             whsec_$(openssl rand -base64 32)`")
+                }
             }
         };
         match secrets {
@@ -59,7 +63,8 @@ mod tests {
         let body = br#"{"test": 2432232314}"#;
         let signed = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
         assert_eq!(signer.sign(id, 1_614_265_330, body), signed);
-        let both = Signer::new(&[Secret::new(format!("whsec_{}", "AAAA".repeat(8))), secret]).unwrap();
+        let both =
+            Signer::new(&[Secret::new(format!("whsec_{}", "AAAA".repeat(8))), secret]).unwrap();
         let both = both.sign(id, 1_614_265_330, body);
         let parts: Vec<&str> = both.split(' ').collect();
         assert!(parts.len() == 2 && parts[0] != signed && parts[1] == signed, "{both}");

@@ -115,7 +115,8 @@ impl Sink for WebhookSink {
             .map(|target| self.problem(&target.address))
             .map(|problem| problem.map(|said| Outcome::new(Verdict::Refused, said)))
             .collect();
-        let open: Vec<usize> = (0..batch.len()).filter(|&place| outcomes[place].is_none()).collect();
+        let open: Vec<usize> =
+            (0..batch.len()).filter(|&place| outcomes[place].is_none()).collect();
         let mut answered = false;
         for part in open.chunks(self.config.items_max.get()) {
             // Invariant (S1): what is posted is deleted by whoever reads it, so the fence is asked last;

@@ -432,7 +432,9 @@ impl AddressTemplate {
 
     fn routing(&self) -> Option<&Template> {
         match self {
-            Self::Object { .. } | Self::Prefix { .. } | Self::Item { .. } | Self::Row { .. } => None,
+            Self::Object { .. } | Self::Prefix { .. } | Self::Item { .. } | Self::Row { .. } => {
+                None
+            }
             Self::Document { routing, .. } | Self::Field { routing, .. } => routing.as_ref(),
         }
     }
@@ -443,7 +445,8 @@ impl AddressTemplate {
     /// the whole key; `a_row_is_named_by_the_whole_key` in tests/address.rs.
     fn check_injective(&self, key_columns: &[&str]) -> Result<(), TemplateError> {
         let templates = self.identifying();
-        let shown = || templates.iter().map(ToString::to_string).collect::<Vec<_>>().join("` and `");
+        let shown =
+            || templates.iter().map(ToString::to_string).collect::<Vec<_>>().join("` and `");
         let named: Vec<&str> = templates.iter().flat_map(|template| template.columns()).collect();
         if named.is_empty() {
             return Err(TemplateError::Literal(shown()));

@@ -437,7 +437,10 @@ fn a_row_is_named_by_the_whole_key() {
 fn a_row_or_an_item_whose_value_could_be_anothers_is_parked() {
     for joined in [row(&[("ref", "{tenant_id}-{id}")]), item("{tenant_id}-{id}")] {
         let refused = resolve(&joined, &[("tenant_id", "1-2"), ("id", "3")]);
-        assert!(matches!(refused, Err(AddressError::Delimiter { delimiter: '-', .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(AddressError::Delimiter { delimiter: '-', .. })),
+            "{refused:?}"
+        );
         assert!(matches!(
             resolve(&joined, &[("tenant_id", ""), ("id", "3")]),
             Err(AddressError::Empty(_))
