@@ -96,11 +96,11 @@ impl WebhookConfig {
     }
 }
 
-/// Why nothing is sent there.
+/// Why nothing is sent there; behind its colon, what to do.
 ///
 /// Invariant (S9): what is signed and confirmed can't be read or answered by whoever is in between;
 /// `plain_http_is_for_this_machine_alone`.
-fn url_problem(url: &str, allow_http: bool) -> Option<&'static str> {
+pub fn url_problem(url: &str, allow_http: bool) -> Option<&'static str> {
     let Ok(url) = Url::parse(url) else { return Some("is no url: write https://host/path") };
     if !url.username().is_empty() || url.password().is_some() {
         return Some("has credentials in it: requests are signed, leave them out");

@@ -14,5 +14,5 @@ mod config;
 mod sign;
 mod sink;
 
-pub use config::{WebhookConfig, WebhookConfigError};
+pub use config::{WebhookConfig, WebhookConfigError, url_problem};
 pub use sink::{WebhookFacts, WebhookSink};

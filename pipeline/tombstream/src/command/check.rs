@@ -10,6 +10,7 @@ use tombstream_api::Tokens;
 use tombstream_connectors::elasticsearch::ElasticsearchSink;
 use tombstream_connectors::positions::Positions as _;
 use tombstream_connectors::postgres::{self, Finding, Makes, ReplicationConfig, Severity};
+use tombstream_connectors::postgres_table::PostgresTableSink;
 #[cfg(feature = "embedded")]
 use tombstream_connectors::tantivy::TantivySink;
 use tombstream_connectors::{files, kafka, s3};
@@ -250,6 +251,21 @@ async fn store(config: &Config, id: StoreId, store: &StoreConfig, report: &mut R
             let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
             embedded(&sink, &fields, &about, report).await;
         }
+        Ok(Connected::Webhook(sink)) => match sink.check().await {
+            Ok(facts) => {
+                report.good(&about, "the service answers, and knows the secret");
+                if !facts.looks {
+                    let text = "it can't be asked whether a thing is there (there is no look_url): its word \
+                                is taken, as the receipts say, and nothing is found that comes back";
+                    report.warning(&about, text);
+                }
+            }
+            Err(error) => report.error(&about, &explain(&error)),
+        },
+        Ok(Connected::PostgresTable(sink)) => {
+            let sets = row_columns(&config.relations, id);
+            rows(&sink, &sets, &about, report).await;
+        }
         Ok(Connected::ObjectStore(sink)) => match sink.check().await {
             Ok(()) => report.good(&about, "it answers"),
             Err(error) => report.error(&about, &explain(&error)),
@@ -341,6 +357,16 @@ async fn embedded(sink: &TantivySink, fields: &[&str], about: &str, report: &mut
                     whoever feeds the index must drop its writer between its turns";
         report.warning(about, text);
     }
+}
+
+async fn rows(sink: &PostgresTableSink, sets: &[Vec<&str>], about: &str, report: &mut Report) {
+    let facts = match sink.check(sets).await {
+        Ok(facts) => facts,
+        Err(error) => return report.error(about, &explain(&error)),
+    };
+    report.good(about, "the table is there");
+    facts.problems.iter().for_each(|text| report.error(about, text));
+    facts.concerns.iter().for_each(|text| report.warning(about, text));
 }
 
 /// Whether the topics are there that the relations' changes are published to.
@@ -458,10 +484,33 @@ fn fields(relations: &[Relation], store: StoreId) -> Vec<String> {
             AddressTemplate::Field { field, .. } => Some(field.to_string()),
             AddressTemplate::Object { .. }
             | AddressTemplate::Prefix { .. }
-            | AddressTemplate::Document { .. } => None,
+            | AddressTemplate::Document { .. }
+            | AddressTemplate::Item { .. }
+            | AddressTemplate::Row { .. } => None,
         })
         .collect();
     fields.sort();
     fields.dedup();
     fields
+}
+
+/// The sets of columns by which rows of a store are found.
+fn row_columns(relations: &[Relation], store: StoreId) -> Vec<Vec<&str>> {
+    let targets = relations.iter().flat_map(|relation| &relation.targets);
+    let mut sets: Vec<Vec<&str>> = targets
+        .filter(|target| target.store == store)
+        .filter_map(|target| match &target.address {
+            AddressTemplate::Row { columns, .. } => {
+                Some(columns.keys().map(String::as_str).collect())
+            }
+            AddressTemplate::Object { .. }
+            | AddressTemplate::Prefix { .. }
+            | AddressTemplate::Document { .. }
+            | AddressTemplate::Field { .. }
+            | AddressTemplate::Item { .. } => None,
+        })
+        .collect();
+    sets.sort();
+    sets.dedup();
+    sets
 }

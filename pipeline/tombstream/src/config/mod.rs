@@ -12,6 +12,7 @@ mod files;
 mod fluvio;
 mod ledger;
 mod pipeline;
+mod postgres_table;
 mod rehydrate;
 mod relation;
 mod rules;
@@ -20,6 +21,7 @@ mod source;
 mod store;
 mod value;
 mod waiting;
+mod webhook;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,6 +35,7 @@ pub(crate) use document::{Place, Problem, Problems};
 pub(crate) use files::FilesSection;
 pub(crate) use ledger::{DeadLettersSection, LedgerSection};
 pub(crate) use pipeline::PipelineConfig;
+pub(crate) use postgres_table::PostgresTableSection;
 pub(crate) use rehydrate::RehydrateSection;
 pub(crate) use relation::RouteConfig;
 pub(crate) use secret::{Secret, SecretRef};
@@ -43,6 +46,7 @@ pub(crate) use store::{
     ElasticsearchCredentials, ElasticsearchSection, ObjectStoreSection, S3Section, StoreConfig,
     StoreKind, Verify, Version,
 };
+pub(crate) use webhook::WebhookSection;
 
 use document::{Document, Section};
 use relation::RelationConfig;
