@@ -7,7 +7,7 @@
 
 use sqlx::PgPool;
 use tombstream_api::Tokens;
-use tombstream_connectors::elasticsearch::ElasticsearchSink;
+use tombstream_connectors::elasticsearch::{ElasticsearchSink, Uses};
 use tombstream_connectors::positions::Positions as _;
 use tombstream_connectors::postgres::{self, Finding, Makes, ReplicationConfig, Severity};
 use tombstream_connectors::postgres_table::PostgresTableSink;
@@ -243,7 +243,8 @@ async fn store(config: &Config, id: StoreId, store: &StoreConfig, report: &mut R
         Ok(Connected::Elasticsearch(sink)) => {
             let fields = fields(&config.relations, id);
             let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
-            documents(&sink, &fields, &about, report).await;
+            let unrouted = has_unrouted(&config.relations, id);
+            documents(&sink, Uses { fields: &fields, unrouted }, &about, report).await;
         }
         #[cfg(feature = "embedded")]
         Ok(Connected::Tantivy(sink)) => {
@@ -311,8 +312,8 @@ async fn buckets(sink: &s3::S3Sink, about: &str, report: &mut Report) {
     }
 }
 
-async fn documents(sink: &ElasticsearchSink, fields: &[&str], about: &str, report: &mut Report) {
-    let mut facts = match sink.check(fields).await {
+async fn documents(sink: &ElasticsearchSink, uses: Uses<'_>, about: &str, report: &mut Report) {
+    let mut facts = match sink.check(uses).await {
         Ok(facts) => facts,
         Err(error) => return report.error(about, &explain(&error)),
     };
@@ -330,6 +331,9 @@ async fn documents(sink: &ElasticsearchSink, fields: &[&str], about: &str, repor
             Some(problem) => report.error(about, &format!("field {name}: {problem}")),
             None => report.good(about, &format!("field {name} finds exact values")),
         }
+    }
+    for problem in facts.problems() {
+        report.error(about, &problem);
     }
     // What is left works, but less is promised.
     for concern in facts.concerns() {
@@ -492,6 +496,15 @@ fn fields(relations: &[Relation], store: StoreId) -> Vec<String> {
     fields.sort();
     fields.dedup();
     fields
+}
+
+/// Whether a document of a store is addressed without routing.
+fn has_unrouted(relations: &[Relation], store: StoreId) -> bool {
+    let mut targets = relations.iter().flat_map(|relation| &relation.targets);
+    targets.any(|target| {
+        let unrouted = matches!(target.address, AddressTemplate::Document { routing: None, .. });
+        target.store == store && unrouted
+    })
 }
 
 /// The sets of columns by which rows of a store are found.
