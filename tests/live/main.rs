@@ -14,5 +14,6 @@ mod outage;
 mod poison;
 mod replay;
 mod scene;
+mod search;
 mod start;
 mod waiting;
