@@ -29,7 +29,9 @@ struct Search {
 impl Search {
     async fn ask(&self, method: Method, path: &str, body: &Value) -> Result<Value> {
         let request = self.client.request(method, format!("{}/{path}", self.url));
-        let response = request.json(body).send().await?;
+        // Some requests take no body, not even an empty one.
+        let request = if body.is_null() { request } else { request.json(body) };
+        let response = request.send().await?;
         let status = response.status();
         let answer: Value = response.json().await?;
         anyhow::ensure!(status.is_success(), "{path}: {status} {answer}");
@@ -53,7 +55,7 @@ impl Search {
 
     /// The ids of all documents of an index or alias, in order, once for each copy.
     async fn ids(&self, index: &str) -> Result<Vec<i64>> {
-        self.ask(Method::POST, &format!("{index}/_refresh"), &json!({})).await?;
+        self.ask(Method::POST, &format!("{index}/_refresh"), &Value::Null).await?;
         let all = json!({"size": 10_000, "query": {"match_all": {}}});
         let answer = self.ask(Method::POST, &format!("{index}/_search"), &all).await?;
         let hits = answer["hits"]["hits"].as_array().context("hits")?;
@@ -90,7 +92,7 @@ fn config(scene: &Scene, alias: &str) -> Result<String> {
 }
 
 async fn remove(scene: Scene, search: &Search, indices: &[String; 2]) -> Result<()> {
-    search.ask(Method::DELETE, &indices.join(","), &json!({})).await?;
+    search.ask(Method::DELETE, &indices.join(","), &Value::Null).await?;
     scene.remove().await
 }
 
