@@ -23,7 +23,7 @@ pub const API_ROLE: &str = "tombstream_api";
 pub(super) const UNCLAIMED_SQLSTATE: &str = "TS002";
 
 /// It looks before the guard of the flag, which would write into the ledger.
-const TRIGGER: &str = "zz_tombstream_a_last_guard";
+pub(super) const TRIGGER: &str = "zz_tombstream_a_last_guard";
 
 /// What the api serves of a relation, as far as its role needs rights for it.
 #[derive(Clone, Copy, Debug)]

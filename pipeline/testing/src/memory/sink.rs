@@ -72,6 +72,11 @@ impl MemorySink {
         self.state().copies.insert(address);
     }
 
+    /// Another hand removes a copy.
+    pub fn remove(&self, address: &Address) {
+        self.state().copies.remove(address);
+    }
+
     /// Whether a copy is there.
     pub fn exists(&self, address: &Address) -> bool {
         self.state().copies.contains(address)
