@@ -16,6 +16,7 @@ fn example(text: &str) -> Config {
         "AWS_ACCESS_KEY_ID",
         "AWS_SECRET_ACCESS_KEY",
         "CRM_SECRET",
+        "CRM_SECRET_BEFORE",
         "REPORTING_URL",
     ]
     .iter()
