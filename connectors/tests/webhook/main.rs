@@ -301,7 +301,8 @@ async fn a_status_has_its_error() {
         let seven = Some(Duration::from_secs(7));
         assert!(matches!(error, SinkError::Throttled { retry_after } if retry_after == seven));
     }
-    let is: [(u16, fn(&SinkError) -> bool); 5] = [
+    type Is = fn(&SinkError) -> bool;
+    let is: [(u16, Is); 5] = [
         (429, |error| matches!(error, SinkError::Throttled { retry_after: None })),
         (503, |error| matches!(error, SinkError::Unavailable(_))),
         (500, |error| matches!(error, SinkError::Unavailable(_))),
