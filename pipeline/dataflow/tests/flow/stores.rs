@@ -135,10 +135,13 @@ async fn only_what_is_busy_is_asked_again() {
 /// As of an index that is blocked until somebody acts (F36).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_rests_for_long_is_owed_at_once_and_the_others_are_asked_again() {
-    let rig = Rig::new(1, 1);
+    let mut rig = Rig::new(1, 1);
+    rig.config.workers = 1; // So that they travel together.
     rig.flag(0..10);
     rig.sinks[0].rest(address(0, &key(3)), Duration::from_secs(3_600));
-    rig.sinks[0].busy(address(0, &key(4)), 2);
+    for number in (0..10).filter(|number| *number != 3) {
+        rig.sinks[0].busy(address(0, &key(number)), 2);
+    }
     rig.sources[0].candidates((0..10).map(|at| event(at, at as u64)));
     let running = rig.start();
     rig.committed().await;
@@ -148,7 +151,8 @@ async fn a_copy_that_rests_for_long_is_owed_at_once_and_the_others_are_asked_aga
         let at = address(0, &key(number));
         rig.sinks[0].requests().iter().flatten().filter(|it| it.address == at).count()
     };
-    assert_eq!((asked(3), asked(4)), (1, 3));
+    assert_eq!(asked(3), 1);
+    assert!((0..10).filter(|number| *number != 3).all(|number| asked(number) == 3));
     running.stop(Duration::from_secs(10)).await.unwrap();
 }
 
