@@ -15,5 +15,6 @@ mod outage;
 mod poison;
 mod replay;
 mod scene;
+mod search;
 mod start;
 mod waiting;

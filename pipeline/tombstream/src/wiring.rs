@@ -17,9 +17,11 @@ use tombstream_connectors::postgres::{
     self, LedgerConfig, LedgerStore, Letters, PgLedger, PgPositions, PostgresSource,
     ReplicationConfig, Scope, Sweep, SweepBell, SweepConfig,
 };
+use tombstream_connectors::postgres_table::{PostgresTableConfig, PostgresTableSink};
 use tombstream_connectors::s3::{self, S3Config, S3Sink};
 #[cfg(feature = "embedded")]
 use tombstream_connectors::tantivy::{TantivyConfig, TantivySink};
+use tombstream_connectors::webhook::{WebhookConfig, WebhookSink};
 use tombstream_dataflow::{ErasedSink, ErasedSource, Pipeline, ServerClock, StageConfig, Store};
 use tombstream_model::{KeyedHash, StoreId};
 use tracing::{error, info, warn};
@@ -29,7 +31,8 @@ use crate::config::TantivySection;
 use crate::config::{
     CaptureSection, Checksum, Conditional, Config, DatabaseConfig, ElasticsearchCredentials,
     ElasticsearchSection, Erase, FilesSection, KafkaSection, ObjectStoreSection, PostgresSection,
-    ReceiptKeys, S3Section, Secret, SecretRef, Setting, StoreConfig, StoreKind, Verify, Version,
+    PostgresTableSection, ReceiptKeys, S3Section, Secret, SecretRef, Setting, StoreConfig,
+    StoreKind, Verify, Version, WebhookSection,
 };
 use crate::telemetry::Metrics;
 
@@ -40,6 +43,8 @@ pub(crate) enum Connected {
     Elasticsearch(Arc<ElasticsearchSink>),
     #[cfg(feature = "embedded")]
     Tantivy(Arc<TantivySink>),
+    Webhook(Arc<WebhookSink>),
+    PostgresTable(Arc<PostgresTableSink>),
 }
 
 /// The text of a secret. That it is there was checked when the file was read.
@@ -181,6 +186,8 @@ pub(crate) fn stores(config: &Config) -> anyhow::Result<Vec<Store>> {
             Connected::Elasticsearch(sink) => sink,
             #[cfg(feature = "embedded")]
             Connected::Tantivy(sink) => sink,
+            Connected::Webhook(sink) => sink,
+            Connected::PostgresTable(sink) => sink,
         };
         let name = store.name.as_str().into();
         stores.push(Store { id: StoreId(id), name, sink, config: store_limits(config, store) });
@@ -419,6 +426,12 @@ pub(crate) fn connect_store(store: &StoreConfig) -> anyhow::Result<Connected> {
         StoreKind::Tantivy(_) => {
             Err(anyhow::anyhow!("its kind is not in this build of tombstream"))
         }
+        StoreKind::Webhook(section) => {
+            webhook_sink(store, section).map(|sink| Connected::Webhook(Arc::new(sink)))
+        }
+        StoreKind::PostgresTable(section) => {
+            table_sink(store, section).map(|sink| Connected::PostgresTable(Arc::new(sink)))
+        }
     };
     connected.with_context(|| format!("store.{}", store.name))
 }
@@ -513,6 +526,40 @@ fn tantivy_sink(store: &StoreConfig, section: &TantivySection) -> anyhow::Result
     config.timeout = store.timeout;
     config.items_max = store.batch_max;
     Ok(TantivySink::new(config)?)
+}
+
+fn webhook_sink(store: &StoreConfig, section: &WebhookSection) -> anyhow::Result<WebhookSink> {
+    let secret = |secret: &SecretRef| resolve(secret).map(|s| connectors::Secret::new(s.expose()));
+    let first = secret(&section.secret)?;
+    let mut config = WebhookConfig::new(section.url.as_str(), section.collection.as_str(), first);
+    config.secrets.extend(section.previous_secret.as_ref().map(secret).transpose()?);
+    config.look_url = section.look_url.clone();
+    config.allow_http = section.allow_http;
+    config.store = store.name.clone();
+    config.ca_file = section.ca_file.clone();
+    config.items_max = store.batch_max;
+    config.answer_bytes_max = section.answer_bytes_max;
+    config.connect_timeout = section.connect_timeout;
+    config.request_timeout = store.timeout;
+    Ok(WebhookSink::new(config)?)
+}
+
+fn table_sink(
+    store: &StoreConfig,
+    section: &PostgresTableSection,
+) -> anyhow::Result<PostgresTableSink> {
+    let url = connectors::Secret::new(resolve(&section.url)?.expose());
+    let (schema, name) = (section.table.schema.as_str(), section.table.name.as_str());
+    let mut config = PostgresTableConfig::new(url, schema, name);
+    config.table = section.shown();
+    config.many = section.many;
+    config.allow_cascade = section.allow_cascade.clone();
+    config.pool_max = section.pool_max;
+    config.items_max = store.batch_max;
+    config.lock_timeout = section.lock_timeout;
+    config.statement_timeout = store.timeout;
+    config.connect_timeout = section.connect_timeout;
+    Ok(PostgresTableSink::new(config)?)
 }
 
 /// The consumer as its connector takes it. Its secrets are read there.
