@@ -17,8 +17,9 @@ use tombstream_connectors::postgres::{
 use tombstream_dataflow::{Config, Pipeline};
 use tombstream_model::{Records, Relation, Source as _};
 
+use crate::cpu::memory;
 use crate::null::store;
-use crate::slot::{self, execute, memory};
+use crate::slot::{self, execute};
 
 #[derive(Args)]
 pub(crate) struct Options {

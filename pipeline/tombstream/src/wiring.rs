@@ -27,9 +27,9 @@ use tracing::{error, info, warn};
 #[cfg(feature = "embedded")]
 use crate::config::TantivySection;
 use crate::config::{
-    CaptureSection, Config, DatabaseConfig, ElasticsearchCredentials, ElasticsearchSection,
-    FilesSection, KafkaSection, ObjectStoreSection, PostgresSection, ReceiptKeys, S3Section,
-    Secret, SecretRef, Setting, StoreConfig, StoreKind, Verify, Version,
+    CaptureSection, Checksum, Conditional, Config, DatabaseConfig, ElasticsearchCredentials,
+    ElasticsearchSection, Erase, FilesSection, KafkaSection, ObjectStoreSection, PostgresSection,
+    ReceiptKeys, S3Section, Secret, SecretRef, Setting, StoreConfig, StoreKind, Verify, Version,
 };
 use crate::telemetry::Metrics;
 
@@ -420,6 +420,22 @@ fn s3_sink(store: &StoreConfig, section: &S3Section) -> anyhow::Result<S3Sink> {
         .map_err(|reason| anyhow::anyhow!("batch_max: {reason}"))?;
     config.probe = if section.probe { s3::Probe::Head } else { s3::Probe::None };
     config.in_flight_max = section.probes_max;
+    config.erase = match section.erase {
+        Erase::AllVersions => s3::Erase::AllVersions,
+        Erase::Current => s3::Erase::Current,
+    };
+    config.checksum = match section.checksum {
+        Checksum::Auto => s3::Checksum::Auto,
+        Checksum::Crc32 => s3::Checksum::Crc32,
+        Checksum::Md5 => s3::Checksum::Md5,
+    };
+    config.conditional = match section.conditional {
+        Conditional::Auto => s3::Conditional::Auto,
+        Conditional::Never => s3::Conditional::Never,
+        Conditional::Required => s3::Conditional::Required,
+    };
+    config.rate_per_prefix = section.rate_per_prefix;
+    config.rate_depth = section.rate_depth;
     config.connect_timeout = section.connect_timeout;
     config.request_timeout = store.timeout;
     if let Some(credentials) = &section.credentials {

@@ -42,8 +42,8 @@ pub(crate) use source::{KafkaSection, PostgresSection, Setting, SourceConfig};
 #[cfg(feature = "embedded")]
 pub(crate) use store::TantivySection;
 pub(crate) use store::{
-    ElasticsearchCredentials, ElasticsearchSection, ObjectStoreSection, S3Section, StoreConfig,
-    StoreKind, Verify, Version,
+    Checksum, Conditional, ElasticsearchCredentials, ElasticsearchSection, Erase,
+    ObjectStoreSection, S3Section, StoreConfig, StoreKind, Verify, Version,
 };
 
 use document::{Document, Section};
