@@ -10,6 +10,7 @@ mod capture;
 mod crash;
 mod event;
 mod keys;
+mod locked;
 mod outage;
 mod poison;
 mod replay;

@@ -4,6 +4,8 @@ use serde::Serialize;
 use sqlx::PgPool;
 use sqlx::types::Json;
 
+use super::seal::{Sealing, sealing_in};
+
 /// Where everything stands. One snapshot.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
@@ -17,6 +19,8 @@ pub struct Status {
     pub waiting: Vec<WaitingRelation>,
     /// How many messages could not be decoded and are not resolved.
     pub dead_letters: i64,
+    /// How far the receipts are sealed.
+    pub receipts: Sealing,
 }
 
 /// What of one relation waits for a person, or is hidden.
@@ -190,8 +194,9 @@ pub async fn status(pool: &PgPool) -> Result<Status, sqlx::Error> {
             .persistent(false)
             .fetch_one(&mut *snapshot)
             .await?;
+    let receipts = sealing_in(&mut snapshot).await?;
     snapshot.rollback().await?;
-    Ok(Status { relations, owed, paused, waiting, dead_letters })
+    Ok(Status { relations, owed, paused, waiting, dead_letters, receipts })
 }
 
 /// Dead letters with an id above `after`, oldest first, at most `limit`.

@@ -3,13 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 mod attack;
+mod backfill;
 mod claim;
 mod finalize;
 mod guard;
 mod letters;
+mod plan;
 mod pooler;
 mod positions;
 mod race;
+mod receipts;
 mod replication;
 mod roles;
 mod support;

@@ -225,9 +225,13 @@ impl Keeper {
     /// before; `tests/flow/stores.rs`,
     /// `a_copy_that_is_found_afterwards_is_not_confirmed`.
     async fn verify(&self, batch: &[Target], outcomes: &mut [Outcome]) -> Result<(), Failure> {
-        let confirmed: Vec<usize> = (0..outcomes.len())
-            .filter(|place| matches!(outcomes[*place].verdict, Verdict::Deleted | Verdict::Absent))
-            .collect();
+        // A store that looked by itself (versions are listed again) is not asked twice.
+        let looks_due = |outcome: &Outcome| {
+            matches!(outcome.verdict, Verdict::Deleted | Verdict::Absent)
+                && outcome.verified != Verification::ReadBack
+        };
+        let confirmed: Vec<usize> =
+            (0..outcomes.len()).filter(|place| looks_due(&outcomes[*place])).collect();
         match self.config.verify {
             Verify::Trust => Ok(()),
             Verify::ReadBack => self.look(batch, outcomes, &confirmed).await.map(drop),
@@ -375,7 +379,7 @@ impl<'a> Work<'a> {
                 // suspect.
                 outcome.verdict = Verdict::Deleted;
             }
-            self.outcomes[place] = outcome;
+            self.outcomes[place] = outcome.settled_now();
         }
         retry_after
     }

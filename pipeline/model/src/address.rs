@@ -78,6 +78,20 @@ pub enum Address {
     },
 }
 
+impl Address {
+    /// The parts that come from the row: what may name somebody.
+    pub fn values(&self) -> Vec<&str> {
+        match self {
+            Self::Object { key: one, .. }
+            | Self::Prefix { prefix: one, .. }
+            | Self::Document { id: one, .. }
+            | Self::Field { value: one, .. }
+            | Self::Item { id: one, .. } => vec![one],
+            Self::Row { columns, .. } => columns.values().map(String::as_str).collect(),
+        }
+    }
+}
+
 /// A text with columns of the row in braces: `{tenant_id}/{id}/original`. `{{` and `}}` are braces.
 ///
 /// Its `Display` gives back the text it was read from.

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow, bail};
 use sqlx::PgPool;
 use tombstream_api::{ApiConfig, ApiRelation, Tokens};
 use tombstream_connectors as connectors;
@@ -23,15 +23,16 @@ use tombstream_connectors::s3::{self, S3Config, S3Sink};
 use tombstream_connectors::tantivy::{TantivyConfig, TantivySink};
 use tombstream_connectors::webhook::{WebhookConfig, WebhookSink};
 use tombstream_dataflow::{ErasedSink, ErasedSource, Pipeline, ServerClock, StageConfig, Store};
-use tombstream_model::StoreId;
+use tombstream_model::{KeyedHash, StoreId};
 use tracing::{error, info, warn};
 
 #[cfg(feature = "embedded")]
 use crate::config::TantivySection;
 use crate::config::{
-    CaptureSection, Config, DatabaseConfig, ElasticsearchCredentials, ElasticsearchSection,
-    FilesSection, KafkaSection, ObjectStoreSection, PostgresSection, PostgresTableSection,
-    S3Section, Secret, SecretRef, Setting, StoreConfig, StoreKind, Verify, Version, WebhookSection,
+    CaptureSection, Checksum, Conditional, Config, DatabaseConfig, ElasticsearchCredentials,
+    ElasticsearchSection, Erase, FilesSection, KafkaSection, ObjectStoreSection, PostgresSection,
+    PostgresTableSection, ReceiptKeys, S3Section, Secret, SecretRef, Setting, StoreConfig,
+    StoreKind, Verify, Version, WebhookSection,
 };
 use crate::telemetry::Metrics;
 
@@ -93,21 +94,8 @@ pub(crate) async fn pipeline(
     pool: PgPool,
 ) -> anyhow::Result<(Pipeline<PgLedger>, Watched)> {
     let relations = Arc::clone(&config.relations);
-    let ledger = ledger(config, pool.clone());
-    let mut stores = Vec::new();
-    for (store, id) in config.stores.iter().zip(0..) {
-        let sink: Arc<dyn ErasedSink> = match connect_store(store)? {
-            Connected::S3(sink) => sink,
-            Connected::ObjectStore(sink) => sink,
-            Connected::Elasticsearch(sink) => sink,
-            #[cfg(feature = "embedded")]
-            Connected::Tantivy(sink) => sink,
-            Connected::Webhook(sink) => sink,
-            Connected::PostgresTable(sink) => sink,
-        };
-        let name = store.name.as_str().into();
-        stores.push(Store { id: StoreId(id), name, sink, config: store_limits(config, store) });
-    }
+    let ledger = ledger(config, ledger_config(config), pool.clone())?;
+    let stores = stores(config)?;
     let sweep = &config.source.sweep;
     let sweep = SweepConfig {
         interval: sweep.interval,
@@ -186,6 +174,25 @@ pub(crate) async fn pipeline(
     let watched = Watched { ledger: Arc::clone(&ledger), server, bell: watch_bell };
     let pipeline = Pipeline { config: limits, relations, ledger, stores, sources };
     Ok((pipeline, watched))
+}
+
+/// The configured stores, with their limits. Sends nothing yet.
+pub(crate) fn stores(config: &Config) -> anyhow::Result<Vec<Store>> {
+    let mut stores = Vec::new();
+    for (store, id) in config.stores.iter().zip(0..) {
+        let sink: Arc<dyn ErasedSink> = match connect_store(store)? {
+            Connected::S3(sink) => sink,
+            Connected::ObjectStore(sink) => sink,
+            Connected::Elasticsearch(sink) => sink,
+            #[cfg(feature = "embedded")]
+            Connected::Tantivy(sink) => sink,
+            Connected::Webhook(sink) => sink,
+            Connected::PostgresTable(sink) => sink,
+        };
+        let name = store.name.as_str().into();
+        stores.push(Store { id: StoreId(id), name, sink, config: store_limits(config, store) });
+    }
+    Ok(stores)
 }
 
 /// Files, with their positions in the ledger.
@@ -278,8 +285,33 @@ pub(crate) fn publisher_config(settings: &[(String, Setting)]) -> kafka::KafkaPu
 }
 
 /// The ledger of the configured relations and stores.
-pub(crate) fn ledger(config: &Config, pool: PgPool) -> PgLedger {
-    PgLedger::new(pool, Arc::clone(&config.relations), ledger_config(config))
+pub(crate) fn ledger(
+    config: &Config,
+    of_process: LedgerConfig,
+    pool: PgPool,
+) -> anyhow::Result<PgLedger> {
+    let ledger = PgLedger::new(pool, Arc::clone(&config.relations), of_process);
+    Ok(match config.receipts.keys {
+        ReceiptKeys::Plain => ledger,
+        ReceiptKeys::Hashed => match keyed_hash(config)? {
+            Some(keyed) => ledger.with_hashed_receipts(keyed),
+            None => bail!("receipts.keys is \"hashed\" and receipts.secret is not set"),
+        },
+    })
+}
+
+/// What hashes keys on receipts, if there is a secret.
+pub(crate) fn keyed_hash(config: &Config) -> anyhow::Result<Option<KeyedHash>> {
+    let Some(secret) = &config.receipts.secret else { return Ok(None) };
+    let secret = secret.resolve().map_err(|wrong| anyhow!("{}: {}", wrong.what, wrong.fix))?;
+    let keyed = KeyedHash::new(secret.expose().as_bytes());
+    let keyed = keyed.with_context(|| {
+        format!(
+            "receipts.secret is shorter than {} bytes: it can be tried out",
+            KeyedHash::SECRET_MIN
+        )
+    })?;
+    Ok(Some(keyed))
 }
 
 /// Notes the stores of this configuration in the ledger; says what stands against those that were there and
@@ -307,7 +339,7 @@ pub(crate) fn topics(config: &Config) -> Vec<String> {
     config.relations.iter().flat_map(|relation| relation.topics.iter().cloned()).collect()
 }
 
-fn ledger_config(config: &Config) -> LedgerConfig {
+pub(crate) fn ledger_config(config: &Config) -> LedgerConfig {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = if host.trim().is_empty() { "tombstream" } else { host.trim() };
     LedgerConfig {
@@ -327,7 +359,7 @@ fn ledger_config(config: &Config) -> LedgerConfig {
     }
 }
 
-fn limits(config: &Config) -> tombstream_dataflow::Config {
+pub(crate) fn limits(config: &Config) -> tombstream_dataflow::Config {
     let pipeline = &config.pipeline;
     let stage = StageConfig {
         items_max: pipeline.batch_max.get(),
@@ -413,6 +445,22 @@ fn s3_sink(store: &StoreConfig, section: &S3Section) -> anyhow::Result<S3Sink> {
         .map_err(|reason| anyhow::anyhow!("batch_max: {reason}"))?;
     config.probe = if section.probe { s3::Probe::Head } else { s3::Probe::None };
     config.in_flight_max = section.probes_max;
+    config.erase = match section.erase {
+        Erase::AllVersions => s3::Erase::AllVersions,
+        Erase::Current => s3::Erase::Current,
+    };
+    config.checksum = match section.checksum {
+        Checksum::Auto => s3::Checksum::Auto,
+        Checksum::Crc32 => s3::Checksum::Crc32,
+        Checksum::Md5 => s3::Checksum::Md5,
+    };
+    config.conditional = match section.conditional {
+        Conditional::Auto => s3::Conditional::Auto,
+        Conditional::Never => s3::Conditional::Never,
+        Conditional::Required => s3::Conditional::Required,
+    };
+    config.rate_per_prefix = section.rate_per_prefix;
+    config.rate_depth = section.rate_depth;
     config.connect_timeout = section.connect_timeout;
     config.request_timeout = store.timeout;
     if let Some(credentials) = &section.credentials {

@@ -201,6 +201,25 @@ async fn a_sample_that_contradicts_has_all_of_its_answer_looked_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_looked_by_itself_is_not_asked_twice_and_the_receipt_says_so() {
+    for verify in [Verify::ReadBack, Verify::Sample { one_in: 10 }, Verify::Trust] {
+        let mut rig = Rig::new(1, 1);
+        rig.store.verify = verify;
+        rig.sinks[0].read_back();
+        rig.flag(0..40);
+        rig.sources[0].candidates((0..40).map(|at| event(at, at as u64)));
+        let running = rig.start();
+        rig.committed().await;
+        assert_eq!(rig.sinks[0].looks().len(), 0);
+        let receipts = rig.ledger.receipts();
+        assert_eq!(receipts.len(), 40);
+        let read_back = tombstream_model::Verification::ReadBack;
+        assert!(receipts.iter().all(|it| it.outcomes[0].verified == read_back));
+        running.stop(Duration::from_secs(10)).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sample_looks_at_a_part_and_says_so() {
     let mut rig = Rig::new(1, 1);
     rig.store.verify = Verify::Sample { one_in: 10 };

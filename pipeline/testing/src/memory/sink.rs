@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tombstream_model::{Address, Outcome, Presence, Sink, SinkError, Target, Verdict};
+use tombstream_model::{
+    Address, Outcome, Presence, Sink, SinkError, Target, Verdict, Verification,
+};
 
 /// How a [`MemorySink`] takes requests.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +45,7 @@ struct State {
     resting: HashMap<Address, Duration>,
     refused: HashSet<Address>,
     sticky: HashSet<Address>,
+    reads_back: bool,
     stalled: HashSet<Address>,
     requests: Vec<Vec<Target>>,
     looks: Vec<Vec<Target>>,
@@ -137,6 +140,11 @@ impl MemorySink {
         self.state().sticky.insert(address);
     }
 
+    /// It looks by itself at what it has destroyed, and says so.
+    pub fn read_back(&self) {
+        self.state().reads_back = true;
+    }
+
     /// Requests with this copy in them never end, whatever the mood.
     pub fn stall(&self, address: Address) {
         self.state().stalled.insert(address);
@@ -201,7 +209,7 @@ impl Sink for MemorySink {
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(batch.len());
         for target in batch {
             let address = &target.address;
-            let outcome = if !target.fence.holds() {
+            let mut outcome = if !target.fence.holds() {
                 Outcome::new(Verdict::Busy, "the lease is over")
             } else if let Some(times) = state.busy.get_mut(address).filter(|times| **times > 0) {
                 *times -= 1;
@@ -218,6 +226,9 @@ impl Sink for MemorySink {
             } else {
                 Outcome::new(Verdict::Absent, "not there")
             };
+            if state.reads_back && outcome.verdict.is_confirmed() {
+                outcome.verified = Verification::ReadBack;
+            }
             outcomes.push(outcome);
         }
         match mood {

@@ -281,22 +281,55 @@ async fn buckets(sink: &s3::S3Sink, about: &str, report: &mut Report) {
     };
     for facts in facts.buckets {
         let bucket = &facts.bucket;
-        match facts.versioning {
-            s3::Versioning::Off => report.good(about, &format!("bucket {bucket} answers")),
-            s3::Versioning::Enabled | s3::Versioning::Suspended => report.error(
+        let is_versioned =
+            matches!(facts.versioning, s3::Versioning::Enabled | s3::Versioning::Suspended);
+        match (facts.versioning, sink.erases()) {
+            (s3::Versioning::Off, _) => report.good(about, &format!("bucket {bucket} answers")),
+            (s3::Versioning::Enabled | s3::Versioning::Suspended, s3::Erase::AllVersions) => report
+                .good(
+                    about,
+                    &format!(
+                        "bucket {bucket} is versioned: every version, delete marker and unfinished \
+                         upload of a key is erased"
+                    ),
+                ),
+            (s3::Versioning::Enabled | s3::Versioning::Suspended, s3::Erase::Current) => report
+                .warning(
+                    about,
+                    &format!(
+                        "bucket {bucket} is versioned, and erase = \"current\" leaves older \
+                         versions there: the receipts say how many"
+                    ),
+                ),
+            (s3::Versioning::Unknown(why), _) => report.warning(
                 about,
                 &format!(
-                    "bucket {bucket} is versioned: a delete leaves the data there, so every \
-                     deletion would be refused; use a bucket without versions"
+                    "bucket {bucket} does not say whether it is versioned ({why}); its first \
+                     delete marker tells"
                 ),
             ),
-            s3::Versioning::Unknown(why) => report.warning(
+        }
+        match (facts.conditions, sink.conditional()) {
+            (Some(s3::Conditions::Bulk), _) => {
+                report.good(about, "conditional deletes are heeded, many at a time");
+            }
+            (Some(s3::Conditions::OneByOne), _) => report.warning(
                 about,
-                &format!(
-                    "bucket {bucket} does not say whether it is versioned ({why}); a delete \
-                     marker in an answer is refused all the same"
-                ),
+                "conditional deletes are heeded one by one only, and required: a request for each \
+                 object",
             ),
+            (Some(s3::Conditions::Ignored), _) => report.error(
+                about,
+                "conditional = \"required\", but the server deletes whatever If-Match says: write \
+                 conditional = \"auto\", or use another server",
+            ),
+            (None, s3::Conditional::Auto) if !is_versioned => report.good(
+                about,
+                "whether conditional deletes are heeded is learned from the first one (to know now: \
+                 conditional = \"required\", which writes an object)",
+            ),
+            // A version is named by its id.
+            (None, _) => {}
         }
         match facts.object_lock {
             s3::ObjectLock::Off => {}

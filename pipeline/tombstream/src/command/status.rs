@@ -78,6 +78,18 @@ fn text(status: &Status) -> Result<String, std::fmt::Error> {
             }
         }
     }
+    let receipts = &status.receipts;
+    if receipts.unsealed > 0 || receipts.blocks > 0 {
+        let ago = |seconds: Option<f64>| seconds.map_or("-".to_owned(), age);
+        writeln!(
+            text,
+            "receipts: {} not sealed (the oldest for {}); {} blocks, the last {} ago",
+            receipts.unsealed,
+            ago(receipts.waits_seconds),
+            receipts.blocks,
+            ago(receipts.age_seconds)
+        )?;
+    }
     writeln!(text, "dead letters: {}", status.dead_letters)?;
     Ok(text)
 }
@@ -90,7 +102,7 @@ fn age(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tombstream_connectors::postgres::{OwedStore, RelationStatus, WaitingRelation};
+    use tombstream_connectors::postgres::{OwedStore, RelationStatus, Sealing, WaitingRelation};
 
     use super::*;
 
@@ -119,12 +131,20 @@ mod tests {
                 ..WaitingRelation::default()
             }],
             dead_letters: 0,
+            receipts: Sealing {
+                unsealed: 7,
+                blocks: 2,
+                age_seconds: Some(90.2),
+                waits_seconds: Some(1.4),
+                ..Sealing::default()
+            },
         };
         let expected = "documents claimed: 3 (oldest first seen 1m 1s ago)\n\
                         owed by store search to documents: 2 targets; it said: 503\n\
                         breaker of documents tripped since 2026-11-23 10:00:00 UTC: too many\n\
                         documents: 5 kept back by the breaker: tombstream breaker show documents\n\
                         documents: 1 holds active\n\
+                        receipts: 7 not sealed (the oldest for 1s); 2 blocks, the last 1m 30s ago\n\
                         dead letters: 0\n";
         assert_eq!(text(&status).unwrap(), expected);
     }

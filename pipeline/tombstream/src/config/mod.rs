@@ -13,6 +13,7 @@ mod fluvio;
 mod ledger;
 mod pipeline;
 mod postgres_table;
+mod receipts;
 mod rehydrate;
 mod relation;
 mod rules;
@@ -36,6 +37,7 @@ pub(crate) use files::FilesSection;
 pub(crate) use ledger::{DeadLettersSection, LedgerSection};
 pub(crate) use pipeline::PipelineConfig;
 pub(crate) use postgres_table::PostgresTableSection;
+pub(crate) use receipts::{ReceiptKeys, ReceiptsSection};
 pub(crate) use rehydrate::RehydrateSection;
 pub(crate) use relation::RouteConfig;
 pub(crate) use secret::{Secret, SecretRef};
@@ -43,8 +45,8 @@ pub(crate) use source::{KafkaSection, PostgresSection, Setting, SourceConfig};
 #[cfg(feature = "embedded")]
 pub(crate) use store::TantivySection;
 pub(crate) use store::{
-    ElasticsearchCredentials, ElasticsearchSection, ObjectStoreSection, S3Section, StoreConfig,
-    StoreKind, Verify, Version,
+    Checksum, Conditional, ElasticsearchCredentials, ElasticsearchSection, Erase,
+    ObjectStoreSection, S3Section, StoreConfig, StoreKind, Verify, Version,
 };
 pub(crate) use webhook::WebhookSection;
 
@@ -60,6 +62,7 @@ pub(crate) struct Config {
     pub(crate) pipeline: PipelineConfig,
     pub(crate) ledger: LedgerSection,
     pub(crate) dead_letters: DeadLettersSection,
+    pub(crate) receipts: ReceiptsSection,
     pub(crate) api: ApiSection,
     pub(crate) source: SourceConfig,
     /// None: nothing is captured to a broker.
@@ -80,6 +83,7 @@ pub(crate) enum Needs {
     Everything,
     Database,
     Capture,
+    Receipts,
 }
 
 impl Config {
@@ -110,6 +114,7 @@ impl Config {
                 // What is captured elsewhere is no business of the pipeline's.
                 Needs::Everything => !place.key.starts_with("capture."),
                 Needs::Database => of_database,
+                Needs::Receipts => of_database || place.key.starts_with("receipts."),
                 Needs::Capture => of_database || place.key.starts_with("capture."),
             };
             if !is_needed {
@@ -138,6 +143,7 @@ impl Config {
         let ledger = ledger.unwrap_or_else(|| root.absent(LedgerSection::read));
         let dead_letters = root.table("dead_letters", DeadLettersSection::read);
         let dead_letters = dead_letters.unwrap_or_else(|| root.absent(DeadLettersSection::read));
+        let receipts = root.table("receipts", ReceiptsSection::read).unwrap_or_default();
         let api = root.table("api", ApiSection::read);
         let api = api.unwrap_or_else(|| root.absent(ApiSection::read));
         let source = match root.has("source") {
@@ -193,6 +199,7 @@ impl Config {
             pipeline,
             ledger,
             dead_letters,
+            receipts,
             api,
             source,
             capture,

@@ -88,6 +88,17 @@ pub(crate) struct S3Section {
     pub(crate) probe: bool,
     /// Most such requests in flight for one batch. 32: ten times a single one's rate.
     pub(crate) probes_max: NonZeroUsize,
+    /// What is erased of a versioned bucket. All versions: "deleted" on a receipt must mean gone (S6),
+    /// and who wants less has to say so.
+    pub(crate) erase: Erase,
+    /// What shows that a request arrived whole. Auto: what the server demands.
+    pub(crate) checksum: Checksum,
+    /// Whether a delete names the ETag that was looked at (S5). Auto: where it costs nothing more.
+    pub(crate) conditional: Conditional,
+    /// Most keys a second of one prefix. 3,500: what S3 takes.
+    pub(crate) rate_per_prefix: NonZeroU32,
+    /// How many segments of a key, after `prefix`, make another prefix. 0: the rate is the bucket's.
+    pub(crate) rate_depth: usize,
     /// Longest wait for a connection. 5 s.
     pub(crate) connect_timeout: Duration,
 }
@@ -167,6 +178,28 @@ pub(crate) enum Verify {
 pub(crate) enum Version {
     SeqNo,
     Lsn,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Erase {
+    /// Every version, every delete marker, every unfinished upload.
+    AllVersions,
+    /// What a read finds; the receipt says what remains.
+    Current,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Checksum {
+    Auto,
+    Crc32,
+    Md5,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Conditional {
+    Auto,
+    Never,
+    Required,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -345,6 +378,20 @@ impl S3Section {
         let prefix = read_prefix(section);
         let probe = section.or("probe", true);
         let probes_max = section.or("probes_max", NonZeroUsize::new(32).expect("not zero"));
+        let erase = section.or("erase", Erase::AllVersions);
+        let checksum = section.or("checksum", Checksum::Auto);
+        let conditional_place = section.place("conditional");
+        let conditional = section.or("conditional", Conditional::Auto);
+        let rate = NonZeroU32::new(3_500).expect("not zero");
+        let rate_per_prefix = section.or("rate_per_prefix", rate);
+        let rate_depth = section.or("rate_depth", 0);
+        if conditional == Conditional::Required && !probe {
+            section.problem(
+                conditional_place,
+                "needs the ETag of each object, and probe = false does not look",
+                "leave out probe, or write conditional = \"never\"",
+            );
+        }
         let connect_timeout = section.or("connect_timeout", Duration::from_secs(5));
         let credentials = access_key_id.zip(secret_access_key).map(|(id, secret)| S3Credentials {
             access_key_id: id,
@@ -360,6 +407,11 @@ impl S3Section {
             prefix,
             probe,
             probes_max,
+            erase,
+            checksum,
+            conditional,
+            rate_per_prefix,
+            rate_depth,
             connect_timeout,
         })
     }
@@ -561,5 +613,24 @@ impl Leaf for Verify {
 impl Leaf for Version {
     fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
         word(value, &[("seq_no", Self::SeqNo), ("lsn", Self::Lsn)])
+    }
+}
+
+impl Leaf for Erase {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        word(value, &[("all_versions", Self::AllVersions), ("current", Self::Current)])
+    }
+}
+
+impl Leaf for Checksum {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        word(value, &[("auto", Self::Auto), ("crc32", Self::Crc32), ("md5", Self::Md5)])
+    }
+}
+
+impl Leaf for Conditional {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        let words = [("auto", Self::Auto), ("never", Self::Never), ("required", Self::Required)];
+        word(value, &words)
     }
 }

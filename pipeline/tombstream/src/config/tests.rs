@@ -50,6 +50,7 @@ fn what_the_example_calls_a_default_is_one() {
         "password",
         "ca_file",
         "session_token",
+        "secret",
     ];
     let spelled: Vec<String> = EXAMPLE
         .lines()
@@ -85,6 +86,18 @@ fn what_the_example_calls_a_default_is_one() {
         lines.collect::<Vec<_>>().join("\n")
     };
     assert_eq!(places_gone(&example(&text)), places_gone(&example(EXAMPLE)));
+}
+
+#[test]
+fn hashed_receipts_need_a_secret() {
+    let text = EXAMPLE.replace("# keys = \"plain\"", "keys = \"hashed\"");
+    assert_ne!(text, EXAMPLE);
+    let problems = Config::parse("example".into(), &text, Needs::Database).unwrap_err();
+    let said = problems.to_string();
+    assert!(
+        said.contains("`receipts.secret`: missing: keys = \"hashed\" needs a secret"),
+        "{said}"
+    );
 }
 
 /// The sections that are commented out as a whole are right, and their keys show their defaults.
