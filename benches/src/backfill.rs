@@ -20,8 +20,9 @@ use tombstream_connectors::postgres::{
 use tombstream_dataflow::{Config, Pipeline};
 use tombstream_model::{Ledger, Relation, RelationId};
 
+use crate::cpu::memory;
 use crate::null::{NullLedger, store};
-use crate::slot::{self, execute, memory};
+use crate::slot::{self, execute};
 use crate::waiting::behind_the_guard;
 
 #[derive(Args)]
