@@ -1,9 +1,10 @@
 //! What Tombstream costs, beside what anybody could use instead, both in one run on one machine.
 //!
-//! `cargo run --release -p tombstream-bench -- decode` needs nothing, `drain` a Kafka; `slot`, `mistake`, `waiting` and `receipts` need a Postgres with `wal_level = logical`, whose
+//! `cargo run --release -p tombstream-bench -- decode` needs nothing, `drain` a Kafka; `slot`, `backfill`, `mistake`, `waiting` and `receipts` need a Postgres with `wal_level = logical`, whose
 //! superuser's url is in `TOMBSTREAM_TEST_POSTGRES_URL` (`cargo xtask services up --only postgres`,
 //! `cargo xtask services env`), and its programs on this machine.
 
+mod backfill;
 mod cpu;
 mod decode;
 mod drain;
@@ -28,6 +29,8 @@ struct Cli {
 enum Command {
     /// Drains a slot with null sinks, beside pg_recvlogical with /dev/null
     Slot(slot::Options),
+    /// Rows that are flagged already, with null sinks, beside psql's copy to /dev/null
+    Backfill(backfill::Options),
     /// Decoding alone, beside serde_json into borrowed structs; needs no server
     Decode(decode::Options),
     /// Drains a topic with null sinks, beside librdkafka that counts; needs Kafka
@@ -46,6 +49,7 @@ async fn main() -> anyhow::Result<()> {
     provider.install_default().expect("nothing else has chosen a provider");
     match Cli::parse().command {
         Command::Slot(options) => slot::run(options).await,
+        Command::Backfill(options) => backfill::run(options).await,
         Command::Decode(options) => decode::run(&options),
         Command::Drain(options) => drain::run(options).await,
         Command::Mistake(options) => mistake::run(options).await,

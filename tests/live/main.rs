@@ -16,5 +16,6 @@ mod poison;
 mod reconcile;
 mod replay;
 mod scene;
+mod search;
 mod start;
 mod waiting;

@@ -17,6 +17,7 @@
 //! refresh interval; `look` and `destroy` read in real time), and creating anything at all.
 
 mod answer;
+mod blocks;
 mod check;
 mod client;
 mod config;
@@ -24,7 +25,7 @@ mod field;
 mod list;
 mod sink;
 
-pub use check::{Facts, FieldFacts, IndexFacts};
+pub use check::{Facts, FieldFacts, IndexFacts, Uses};
 pub use config::{Auth, ConfigError, ElasticsearchConfig, OneOrMany, Versioning};
 pub use list::{ElasticsearchListing, ElasticsearchPart};
 pub use sink::ElasticsearchSink;

@@ -371,7 +371,7 @@ impl PgLedger {
         let claimed = &settled.claimed;
         let targets = claimed.targets.iter().enumerate().map(|(n, it)| {
             let address = &it.target.address;
-            let names: Vec<&str> = claimed.key.columns().chain([address.value()]).collect();
+            let names: Vec<&str> = claimed.key.columns().chain(address.values()).collect();
             let hashed = HashedAddress { hashed: keyed.address(&relation.name, address) };
             ReceiptTarget {
                 store: self.store_name(it.target.store).to_string(),

@@ -130,7 +130,10 @@ impl S3Sink {
         let (bucket, text) = match address {
             Address::Object { bucket, key } => (bucket, key),
             Address::Prefix { bucket, prefix } => (bucket, prefix),
-            Address::Document { .. } | Address::Field { .. } => {
+            Address::Document { .. }
+            | Address::Field { .. }
+            | Address::Item { .. }
+            | Address::Row { .. } => {
                 return Some("not sent: not an address in an object store");
             }
         };
@@ -179,7 +182,10 @@ impl S3Sink {
                 Address::Prefix { bucket, prefix } => {
                     units.push(Unit::Prefix { bucket, prefix, place });
                 }
-                Address::Document { .. } | Address::Field { .. } => unreachable!("vetted"),
+                Address::Document { .. }
+                | Address::Field { .. }
+                | Address::Item { .. }
+                | Address::Row { .. } => unreachable!("vetted"),
             }
         }
         for (bucket, keys) in buckets {
@@ -412,7 +418,10 @@ impl S3Sink {
                     false => Presence::Present,
                 })
             }
-            Address::Document { .. } | Address::Field { .. } => Ok(Presence::Unknown),
+            Address::Document { .. }
+            | Address::Field { .. }
+            | Address::Item { .. }
+            | Address::Row { .. } => Ok(Presence::Unknown),
         }
     }
 }

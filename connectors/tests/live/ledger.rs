@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 mod attack;
+mod backfill;
 mod claim;
 mod finalize;
 mod guard;
 mod letters;
 mod listing;
+mod plan;
 mod pooler;
 mod positions;
 mod race;

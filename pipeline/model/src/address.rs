@@ -4,6 +4,7 @@
 //! ([`AddressTemplate::check`]), and what is parked when a row is resolved
 //! ([`AddressTemplate::resolve`]). What a store makes of an address is its connector's matter.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -22,6 +23,8 @@ const OBJECT_KEY_BYTES_MAX: usize = 1_024;
 const DOCUMENT_ID_BYTES_MAX: usize = 512;
 /// Lucene's bound on a term, in bytes: a longer value is in no index, so a search proves nothing.
 const TERM_BYTES_MAX: usize = 32_766;
+/// An item's id, in bytes: a thousand of them stay a request of a megabyte. Nobody's ids are longer.
+const ITEM_ID_BYTES_MAX: usize = 1_024;
 
 /// Where one copy (or one delimited group of copies) is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -61,16 +64,33 @@ pub enum Address {
         /// The custom routing value, if documents of this index are routed.
         routing: Option<String>,
     },
+    /// What a service of somebody else's calls one thing of its own.
+    Item {
+        /// Which of its things: `contacts`. No URL: those hold secrets, and change.
+        collection: Arc<str>,
+        /// What the service calls the thing.
+        id: String,
+    },
+    /// Every row of another database's table whose columns have these values.
+    Row {
+        /// The table, `public.copies`.
+        table: Arc<str>,
+        /// Each column's value, as text.
+        columns: BTreeMap<String, String>,
+    },
 }
 
 impl Address {
-    /// The part that comes from the row: what may name somebody.
-    pub fn value(&self) -> &str {
+    /// The parts that come from the row: what may name somebody.
+    pub fn values(&self) -> Vec<&str> {
         match self {
-            Self::Object { key, .. } => key,
-            Self::Prefix { prefix, .. } => prefix,
-            Self::Document { id, .. } => id,
-            Self::Field { value, .. } => value,
+            Self::Object { key: value, .. }
+            | Self::Prefix { prefix: value, .. }
+            | Self::Item { id: value, .. } => vec![value],
+            Self::Document { id: value, routing, .. } | Self::Field { value, routing, .. } => {
+                std::iter::once(value.as_str()).chain(routing.as_deref()).collect()
+            }
+            Self::Row { columns, .. } => columns.values().map(String::as_str).collect(),
         }
     }
 }
@@ -126,6 +146,21 @@ pub enum AddressTemplate {
         value: Template,
         /// The routing value.
         routing: Option<Template>,
+    },
+    /// For [`Address::Item`].
+    Item {
+        /// Which of the service's things.
+        collection: Arc<str>,
+        /// The thing's id.
+        id: Template,
+    },
+    /// For [`Address::Row`]. The columns together hold the key; one of them may be a mere text, such as
+    /// the kind of thing that the table keeps copies of.
+    Row {
+        /// The table.
+        table: Arc<str>,
+        /// What each column's value is made of.
+        columns: BTreeMap<String, Template>,
     },
 }
 
@@ -184,7 +219,7 @@ pub enum TemplateError {
     /// Literal text that the store's protocol can't carry.
     #[error("`{0}` holds a control character that the store's protocol can't carry: take it out")]
     Unsendable(String),
-    /// A bucket, index or field without a name.
+    /// A bucket, index, field, collection, table or column without a name.
     #[error("the {0} has no name")]
     Unnamed(&'static str),
     /// An index (or field) name that may stand for several.
@@ -280,19 +315,8 @@ impl Template {
         })
     }
 
-    /// The rules that every template of an address keeps, whatever its store.
-    fn check_injective(&self, key_columns: &[&str]) -> Result<(), TemplateError> {
-        if self.columns().next().is_none() {
-            return Err(TemplateError::Literal(self.to_string()));
-        }
-        if let Some(column) =
-            key_columns.iter().find(|key| self.columns().all(|name| name != **key))
-        {
-            return Err(TemplateError::KeyColumn {
-                template: self.to_string(),
-                column: (*column).to_owned(),
-            });
-        }
+    /// Whether what it gives can be taken apart again: no column follows another directly.
+    fn check_apart(&self) -> Result<(), TemplateError> {
         for pair in self.parts.windows(2) {
             if let [Part::Column(left), Part::Column(right)] = pair {
                 return Err(TemplateError::Joined {
@@ -447,29 +471,53 @@ impl<'a> Row<'a> {
 }
 
 impl AddressTemplate {
-    /// The template that identifies the copy: the key, prefix, id or value; never the routing.
-    pub fn template(&self) -> &Template {
+    /// The templates that identify the copy, which is one but for a row: the key, prefix, id or value;
+    /// never the routing.
+    fn identifying(&self) -> Vec<&Template> {
         match self {
-            Self::Object { key, .. } => key,
-            Self::Prefix { prefix, .. } => prefix,
-            Self::Document { id, .. } => id,
-            Self::Field { value, .. } => value,
+            Self::Object { key: one, .. }
+            | Self::Prefix { prefix: one, .. }
+            | Self::Document { id: one, .. }
+            | Self::Field { value: one, .. }
+            | Self::Item { id: one, .. } => vec![one],
+            Self::Row { columns, .. } => columns.values().collect(),
         }
     }
 
     fn routing(&self) -> Option<&Template> {
         match self {
-            Self::Object { .. } | Self::Prefix { .. } => None,
+            Self::Object { .. } | Self::Prefix { .. } | Self::Item { .. } | Self::Row { .. } => {
+                None
+            }
             Self::Document { routing, .. } | Self::Field { routing, .. } => routing.as_ref(),
         }
+    }
+
+    /// The rules that the templates of every address keep together, whatever its store.
+    ///
+    /// Invariant (S8): each value can be taken apart into its columns, and all of them together hold
+    /// the whole key; `a_row_is_named_by_the_whole_key` in tests/address.rs.
+    fn check_injective(&self, key_columns: &[&str]) -> Result<(), TemplateError> {
+        let templates = self.identifying();
+        let shown =
+            || templates.iter().map(ToString::to_string).collect::<Vec<_>>().join("` and `");
+        let named: Vec<&str> = templates.iter().flat_map(|template| template.columns()).collect();
+        if named.is_empty() {
+            return Err(TemplateError::Literal(shown()));
+        }
+        if let Some(column) = key_columns.iter().find(|key| !named.contains(key)) {
+            let column = (*column).to_owned();
+            return Err(TemplateError::KeyColumn { template: shown(), column });
+        }
+        templates.iter().try_for_each(|template| template.check_apart())
     }
 
     /// Every column it names, each once, in the order of first use.
     pub fn columns(&self) -> Vec<&str> {
         let mut columns = Vec::new();
-        for column in
-            self.template().columns().chain(self.routing().into_iter().flat_map(Template::columns))
-        {
+        let identifying = self.identifying();
+        let named = identifying.iter().flat_map(|template| template.columns());
+        for column in named.chain(self.routing().into_iter().flat_map(Template::columns)) {
             if !columns.contains(&column) {
                 columns.push(column);
             }
@@ -486,7 +534,7 @@ impl AddressTemplate {
         let named = |what, name: &str| {
             if name.is_empty() { Err(TemplateError::Unnamed(what)) } else { Ok(()) }
         };
-        self.template().check_injective(key_columns)?;
+        self.check_injective(key_columns)?;
         match self {
             Self::Object { bucket, key } => {
                 named("bucket", bucket)?;
@@ -508,6 +556,11 @@ impl AddressTemplate {
                 named("field", field)?;
                 check_name(index)?;
                 check_name(field)
+            }
+            Self::Item { collection, .. } => named("collection", collection),
+            Self::Row { table, columns } => {
+                named("table", table)?;
+                columns.keys().try_for_each(|column| named("column", column))
             }
         }
     }
@@ -546,6 +599,17 @@ impl AddressTemplate {
                 value: short("a field value", value.resolve(row, Rule::Whole)?, TERM_BYTES_MAX)?,
                 routing: routing(template)?,
             }),
+            Self::Item { collection, id } => Ok(Address::Item {
+                collection: Arc::clone(collection),
+                id: short("an item's id", id.resolve(row, Rule::Whole)?, ITEM_ID_BYTES_MAX)?,
+            }),
+            Self::Row { table, columns } => {
+                let value = |(name, template): (&String, &Template)| {
+                    Ok((name.clone(), template.resolve(row, Rule::Whole)?))
+                };
+                let columns = columns.iter().map(value).collect::<Result<_, _>>()?;
+                Ok(Address::Row { table: Arc::clone(table), columns })
+            }
         }
     }
 }
@@ -601,7 +665,15 @@ impl AddressTemplate {
         routing: Option<&str>,
         key: &[KeyColumn],
     ) -> Option<(Address, Key)> {
-        let told = self.template().take_apart(text)?;
+        let template = match self {
+            Self::Object { key: it, .. }
+            | Self::Prefix { prefix: it, .. }
+            | Self::Document { id: it, .. }
+            | Self::Field { value: it, .. } => it,
+            // Nobody lists them.
+            Self::Item { .. } | Self::Row { .. } => return None,
+        };
+        let told = template.take_apart(text)?;
         let value = |name: &str| told.iter().find(|(known, _)| *known == name).map(|(_, it)| *it);
         let mut columns: Vec<(&str, &str)> = told.clone();
         // The routing is the listed copy's own: a copy on another shard is not where the row's would be.
@@ -625,6 +697,7 @@ impl AddressTemplate {
             Address::Field { value, routing: own, .. } => {
                 value == text && (named.is_none() || own.as_deref() == routing)
             }
+            Address::Item { .. } | Address::Row { .. } => false,
         };
         if !is_there {
             return None;

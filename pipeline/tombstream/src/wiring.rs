@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use sqlx::PgPool;
 use tombstream_api::{ApiConfig, ApiRelation, Tokens};
 use tombstream_connectors as connectors;
@@ -19,9 +19,11 @@ use tombstream_connectors::postgres::{
     self, LedgerConfig, LedgerStore, Letters, PgLedger, PgPositions, PostgresSource,
     ReplicationConfig, Scope, Sweep, SweepBell, SweepConfig,
 };
+use tombstream_connectors::postgres_table::{PostgresTableConfig, PostgresTableSink};
 use tombstream_connectors::s3::{self, S3Config, S3Listing, S3Sink};
 #[cfg(feature = "embedded")]
 use tombstream_connectors::tantivy::{TantivyConfig, TantivySink};
+use tombstream_connectors::webhook::{WebhookConfig, WebhookSink};
 use tombstream_dataflow::reconcile::{ErasedListing, ReconcileStore};
 use tombstream_dataflow::{ErasedSink, ErasedSource, Pipeline, ServerClock, StageConfig, Store};
 use tombstream_model::{AddressTemplate, KeyedHash, Listed, StoreId};
@@ -32,7 +34,8 @@ use crate::config::TantivySection;
 use crate::config::{
     CaptureSection, Checksum, Conditional, Config, DatabaseConfig, ElasticsearchCredentials,
     ElasticsearchSection, Erase, FilesSection, KafkaSection, ObjectStoreSection, PostgresSection,
-    ReceiptKeys, S3Section, Secret, SecretRef, Setting, StoreConfig, StoreKind, Verify, Version,
+    PostgresTableSection, ReceiptKeys, S3Section, Secret, SecretRef, Setting, StoreConfig,
+    StoreKind, Verify, Version, WebhookSection,
 };
 use crate::telemetry::Metrics;
 
@@ -43,6 +46,8 @@ pub(crate) enum Connected {
     Elasticsearch(Arc<ElasticsearchSink>),
     #[cfg(feature = "embedded")]
     Tantivy(Arc<TantivySink>),
+    Webhook(Arc<WebhookSink>),
+    PostgresTable(Arc<PostgresTableSink>),
 }
 
 /// The text of a secret. That it is there was checked when the file was read.
@@ -92,7 +97,7 @@ pub(crate) async fn pipeline(
     pool: PgPool,
 ) -> anyhow::Result<(Pipeline<PgLedger>, Watched)> {
     let relations = Arc::clone(&config.relations);
-    let ledger = sealing_ledger(config, pool.clone())?;
+    let ledger = ledger(config, ledger_config(config), pool.clone())?;
     let stores = stores(config)?;
     let sweep = &config.source.sweep;
     let sweep = SweepConfig {
@@ -174,8 +179,8 @@ pub(crate) async fn pipeline(
     Ok((pipeline, watched))
 }
 
-/// The stores as the dataflow sees them.
-fn stores(config: &Config) -> anyhow::Result<Vec<Store>> {
+/// The configured stores, with their limits. Sends nothing yet.
+pub(crate) fn stores(config: &Config) -> anyhow::Result<Vec<Store>> {
     let mut stores = Vec::new();
     for (store, id) in config.stores.iter().zip(0..) {
         let sink: Arc<dyn ErasedSink> = match connect_store(store)? {
@@ -184,20 +189,13 @@ fn stores(config: &Config) -> anyhow::Result<Vec<Store>> {
             Connected::Elasticsearch(sink) => sink,
             #[cfg(feature = "embedded")]
             Connected::Tantivy(sink) => sink,
+            Connected::Webhook(sink) => sink,
+            Connected::PostgresTable(sink) => sink,
         };
         let name = store.name.as_str().into();
         stores.push(Store { id: StoreId(id), name, sink, config: store_limits(config, store) });
     }
     Ok(stores)
-}
-
-/// The ledger that writes receipts as the configuration asks.
-fn sealing_ledger(config: &Config, pool: PgPool) -> anyhow::Result<PgLedger> {
-    let ledger = ledger(config, pool);
-    Ok(match (config.receipts.keys == ReceiptKeys::Hashed, keyed_hash(config)?) {
-        (true, Some(keyed)) => ledger.with_hashed_receipts(keyed),
-        _ => ledger,
-    })
 }
 
 /// The same pipeline over one source that ends.
@@ -206,7 +204,7 @@ pub(crate) async fn job(
     pool: PgPool,
     source: Box<dyn ErasedSource>,
 ) -> anyhow::Result<Pipeline<PgLedger>> {
-    let ledger = sealing_ledger(config, pool)?;
+    let ledger = ledger(config, ledger_config(config), pool)?;
     let seen = ledger.generation().await.context("the ledger's generation")?;
     let server = ServerClock::default();
     server.set(seen.generation, seen.written);
@@ -249,10 +247,11 @@ pub(crate) fn reconcile_store(
                 (Arc::new(ElasticsearchListing::new(Arc::clone(&sink), names)), sink)
             }
             #[cfg(feature = "embedded")]
-            Connected::Tantivy(_) => anyhow::bail!(
-                "store {}: an index of tantivy can't be listed yet; leave it out by naming the others with --store",
-                store.name
-            ),
+            Connected::Tantivy(_) => bail!(not_listed(&store.name, "an index of tantivy")),
+            Connected::Webhook(_) => bail!(not_listed(&store.name, "what a webhook tells of")),
+            Connected::PostgresTable(_) => {
+                bail!(not_listed(&store.name, "a table of another database"))
+            }
         };
     Ok(ReconcileStore {
         id,
@@ -263,6 +262,12 @@ pub(crate) fn reconcile_store(
         expects_all: store.absent_share_max < 1.0,
         may_be_empty,
     })
+}
+
+fn not_listed(store: &str, what: &str) -> String {
+    format!(
+        "store {store}: {what} can't be listed yet; leave it out by naming the others with --store"
+    )
 }
 
 /// The names under which a store's documents are found, each with the fields that are compared.
@@ -280,7 +285,10 @@ fn searched(config: &Config, id: StoreId) -> BTreeMap<Arc<str>, Vec<Arc<str>>> {
                     fields.push(Arc::clone(field));
                 }
             }
-            AddressTemplate::Object { .. } | AddressTemplate::Prefix { .. } => {}
+            AddressTemplate::Object { .. }
+            | AddressTemplate::Prefix { .. }
+            | AddressTemplate::Item { .. }
+            | AddressTemplate::Row { .. } => {}
         }
     }
     names
@@ -376,8 +384,19 @@ pub(crate) fn publisher_config(settings: &[(String, Setting)]) -> kafka::KafkaPu
 }
 
 /// The ledger of the configured relations and stores.
-pub(crate) fn ledger(config: &Config, pool: PgPool) -> PgLedger {
-    PgLedger::new(pool, Arc::clone(&config.relations), ledger_config(config))
+pub(crate) fn ledger(
+    config: &Config,
+    of_process: LedgerConfig,
+    pool: PgPool,
+) -> anyhow::Result<PgLedger> {
+    let ledger = PgLedger::new(pool, Arc::clone(&config.relations), of_process);
+    Ok(match config.receipts.keys {
+        ReceiptKeys::Plain => ledger,
+        ReceiptKeys::Hashed => match keyed_hash(config)? {
+            Some(keyed) => ledger.with_hashed_receipts(keyed),
+            None => bail!("receipts.keys is \"hashed\" and receipts.secret is not set"),
+        },
+    })
 }
 
 /// What hashes keys on receipts, if there is a secret.
@@ -419,7 +438,7 @@ pub(crate) fn topics(config: &Config) -> Vec<String> {
     config.relations.iter().flat_map(|relation| relation.topics.iter().cloned()).collect()
 }
 
-fn ledger_config(config: &Config) -> LedgerConfig {
+pub(crate) fn ledger_config(config: &Config) -> LedgerConfig {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = if host.trim().is_empty() { "tombstream" } else { host.trim() };
     LedgerConfig {
@@ -439,7 +458,7 @@ fn ledger_config(config: &Config) -> LedgerConfig {
     }
 }
 
-fn limits(config: &Config) -> tombstream_dataflow::Config {
+pub(crate) fn limits(config: &Config) -> tombstream_dataflow::Config {
     let pipeline = &config.pipeline;
     let stage = StageConfig {
         items_max: pipeline.batch_max.get(),
@@ -505,6 +524,12 @@ pub(crate) fn connect_store(store: &StoreConfig) -> anyhow::Result<Connected> {
         #[cfg(not(feature = "embedded"))]
         StoreKind::Tantivy(_) => {
             Err(anyhow::anyhow!("its kind is not in this build of tombstream"))
+        }
+        StoreKind::Webhook(section) => {
+            webhook_sink(store, section).map(|sink| Connected::Webhook(Arc::new(sink)))
+        }
+        StoreKind::PostgresTable(section) => {
+            table_sink(store, section).map(|sink| Connected::PostgresTable(Arc::new(sink)))
         }
     };
     connected.with_context(|| format!("store.{}", store.name))
@@ -600,6 +625,40 @@ fn tantivy_sink(store: &StoreConfig, section: &TantivySection) -> anyhow::Result
     config.timeout = store.timeout;
     config.items_max = store.batch_max;
     Ok(TantivySink::new(config)?)
+}
+
+fn webhook_sink(store: &StoreConfig, section: &WebhookSection) -> anyhow::Result<WebhookSink> {
+    let secret = |secret: &SecretRef| resolve(secret).map(|s| connectors::Secret::new(s.expose()));
+    let first = secret(&section.secret)?;
+    let mut config = WebhookConfig::new(section.url.as_str(), section.collection.as_str(), first);
+    config.secrets.extend(section.previous_secret.as_ref().map(secret).transpose()?);
+    config.look_url = section.look_url.clone();
+    config.allow_http = section.allow_http;
+    config.store = store.name.clone();
+    config.ca_file = section.ca_file.clone();
+    config.items_max = store.batch_max;
+    config.answer_bytes_max = section.answer_bytes_max;
+    config.connect_timeout = section.connect_timeout;
+    config.request_timeout = store.timeout;
+    Ok(WebhookSink::new(config)?)
+}
+
+fn table_sink(
+    store: &StoreConfig,
+    section: &PostgresTableSection,
+) -> anyhow::Result<PostgresTableSink> {
+    let url = connectors::Secret::new(resolve(&section.url)?.expose());
+    let (schema, name) = (section.table.schema.as_str(), section.table.name.as_str());
+    let mut config = PostgresTableConfig::new(url, schema, name);
+    config.table = section.shown();
+    config.many = section.many;
+    config.allow_cascade = section.allow_cascade.clone();
+    config.pool_max = section.pool_max;
+    config.items_max = store.batch_max;
+    config.lock_timeout = section.lock_timeout;
+    config.statement_timeout = store.timeout;
+    config.connect_timeout = section.connect_timeout;
+    Ok(PostgresTableSink::new(config)?)
 }
 
 /// The consumer as its connector takes it. Its secrets are read there.

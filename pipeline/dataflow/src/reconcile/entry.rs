@@ -12,14 +12,19 @@ pub(crate) type Place = [u8; 16];
 
 /// The place of an address.
 pub(crate) fn place(store: StoreId, address: &Address) -> Place {
-    let (kind, texts): (u8, [Option<&str>; 4]) = match address {
-        Address::Object { bucket, key } => (0, [Some(&**bucket), Some(&**key), None, None]),
-        Address::Prefix { bucket, prefix } => (1, [Some(&**bucket), Some(&**prefix), None, None]),
+    let (kind, texts): (u8, Vec<Option<&str>>) = match address {
+        Address::Object { bucket, key } => (0, vec![Some(&**bucket), Some(&**key)]),
+        Address::Prefix { bucket, prefix } => (1, vec![Some(&**bucket), Some(&**prefix)]),
         Address::Document { index, id, routing } => {
-            (2, [Some(&**index), Some(&**id), routing.as_deref(), None])
+            (2, vec![Some(&**index), Some(&**id), routing.as_deref()])
         }
         Address::Field { index, field, value, routing } => {
-            (3, [Some(&**index), Some(&**field), Some(&**value), routing.as_deref()])
+            (3, vec![Some(&**index), Some(&**field), Some(&**value), routing.as_deref()])
+        }
+        Address::Item { collection, id } => (4, vec![Some(&**collection), Some(&**id)]),
+        Address::Row { table, columns } => {
+            let texts = columns.iter().flat_map(|(name, value)| [Some(&**name), Some(&**value)]);
+            (5, std::iter::once(Some(&**table)).chain(texts).collect())
         }
     };
     let mut hash = Sha256::new();

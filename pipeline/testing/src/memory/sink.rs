@@ -42,6 +42,7 @@ pub struct MemorySink {
 struct State {
     copies: HashSet<Address>,
     busy: HashMap<Address, usize>,
+    resting: HashMap<Address, Duration>,
     refused: HashSet<Address>,
     sticky: HashSet<Address>,
     reads_back: bool,
@@ -124,6 +125,11 @@ impl MemorySink {
         self.state().busy.insert(address, times);
     }
 
+    /// This copy is busy until it is released, and not to be asked for again before so long.
+    pub fn rest(&self, address: Address, rest: Duration) {
+        self.state().resting.insert(address, rest);
+    }
+
     /// This copy is never destroyed: a person must see it.
     pub fn refuse(&self, address: Address) {
         self.state().refused.insert(address);
@@ -150,6 +156,7 @@ impl MemorySink {
         state.refused.remove(address);
         state.sticky.remove(address);
         state.busy.remove(address);
+        state.resting.remove(address);
     }
 
     async fn serve(&self) -> Result<Mood, SinkError> {
@@ -207,6 +214,9 @@ impl Sink for MemorySink {
             } else if let Some(times) = state.busy.get_mut(address).filter(|times| **times > 0) {
                 *times -= 1;
                 Outcome::new(Verdict::Busy, "busy")
+            } else if let Some(rest) = state.resting.get(address) {
+                let retry_after = Some(*rest);
+                Outcome { retry_after, ..Outcome::new(Verdict::Busy, "it rests") }
             } else if state.refused.contains(address) {
                 Outcome::new(Verdict::Refused, "locked")
             } else if state.sticky.contains(address) {

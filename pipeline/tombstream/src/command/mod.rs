@@ -4,6 +4,7 @@
 
 mod actor;
 mod api;
+mod backfill;
 mod breaker;
 mod capture;
 mod check;
@@ -12,10 +13,12 @@ mod dead_letters;
 mod demo;
 mod explain;
 mod hold;
+mod jobs;
 pub(crate) mod ledger;
 mod migrate;
 mod page;
 mod parked;
+mod plan;
 mod receipts;
 mod reconcile;
 mod rehydrations;
@@ -60,6 +63,13 @@ enum Command {
     Run,
     /// Publish the tables' changes to a broker, as Debezium would: [capture].
     Capture,
+    /// Destroy what is flagged already: rows of a relation through the pipeline, as a job that can be stopped and
+    /// goes on where it was.
+    Backfill(backfill::Args),
+    /// Say what is pending: how many rows, what they wait for, the next due dates, what the breaker would say.
+    Plan(plan::Args),
+    /// Batch jobs: look at them, forget them.
+    Jobs(jobs::Args),
     /// Serve the REST interface.
     Api,
     /// Make or update the ledger, and each relation's triggers and index.
@@ -106,6 +116,9 @@ enum Failure {
     /// It was said already.
     #[error("failed")]
     Said,
+    /// It was said already, and ends with a code of its own.
+    #[error("ended with code {0}")]
+    Code(u8),
 }
 
 /// Runs the command, says what went wrong, and gives the exit code.
@@ -129,6 +142,7 @@ pub(crate) fn run(mut cli: Cli) -> ExitCode {
             ExitCode::FAILURE
         }
         Err(Failure::Said) => ExitCode::FAILURE,
+        Err(Failure::Code(code)) => ExitCode::from(code),
     }
 }
 
@@ -148,6 +162,9 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::demo(args).await?,
         Command::Run => run::run(load(Needs::Everything)?).await?,
+        Command::Backfill(args) => backfill::backfill(load(Needs::Everything)?, args).await?,
+        Command::Plan(args) => plan::plan(load(Needs::Database)?, args).await?,
+        Command::Jobs(args) => jobs::jobs(load(Needs::Database)?, args).await?,
         Command::Capture => capture::capture(load(Needs::Capture)?).await?,
         Command::Api => api::api(load(Needs::Database)?).await?,
         Command::Migrate(args) => migrate::migrate(load(Needs::Database)?, args).await?,

@@ -12,6 +12,7 @@ mod files;
 mod fluvio;
 mod ledger;
 mod pipeline;
+mod postgres_table;
 mod receipts;
 mod rehydrate;
 mod relation;
@@ -21,6 +22,7 @@ mod source;
 mod store;
 mod value;
 mod waiting;
+mod webhook;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,6 +36,7 @@ pub(crate) use document::{Place, Problem, Problems};
 pub(crate) use files::FilesSection;
 pub(crate) use ledger::{DeadLettersSection, LedgerSection};
 pub(crate) use pipeline::PipelineConfig;
+pub(crate) use postgres_table::PostgresTableSection;
 pub(crate) use receipts::{ReceiptKeys, ReceiptsSection};
 pub(crate) use rehydrate::RehydrateSection;
 pub(crate) use relation::RouteConfig;
@@ -45,6 +48,7 @@ pub(crate) use store::{
     Checksum, Conditional, ElasticsearchCredentials, ElasticsearchSection, Erase,
     ObjectStoreSection, S3Section, StoreConfig, StoreKind, Verify, Version,
 };
+pub(crate) use webhook::WebhookSection;
 
 use document::{Document, Section};
 use relation::RelationConfig;

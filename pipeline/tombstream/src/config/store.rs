@@ -7,10 +7,12 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::document::{Place, Section};
+use super::postgres_table::PostgresTableSection;
 use super::relation::is_name;
 use super::secret::SecretRef;
 use super::source::Setting;
 use super::value::{Leaf, Share, Wrong, word};
+use super::webhook::WebhookSection;
 
 /// A store, whatever its kind.
 #[derive(Clone, Debug)]
@@ -18,17 +20,19 @@ pub(crate) struct StoreConfig {
     pub(crate) name: String,
     pub(crate) kind: StoreKind,
     /// Whether something fills it again: its copies may go before the claim, and a restore asks for them
-    /// (`rehydrate`). True for search indexes, false for objects.
+    /// (`rehydrate`). True for search indexes, false for all else.
     pub(crate) is_recoverable: bool,
-    /// How a verdict is checked after the store answered (S6). `read_back` for search indexes and
-    /// object stores; `sample` for S3, whose answers are read key by key and probed before.
+    /// How a verdict is checked after the store answered (S6). `read_back` for search indexes, object
+    /// stores, tables and webhooks that can be asked; `trust` for those that can't; `sample` for S3, whose
+    /// answers are read key by key and probed before.
     pub(crate) verify: Verify,
     /// With `sample`: one target in how many is looked up. 100: ten of a full batch.
     pub(crate) sample_one_in: NonZeroU32,
     /// Beyond this share of copies that were not there a wrong template is suspected, and the
     /// relation pauses (S6). 0.5: most rows have their copies; 1 switches it off.
     pub(crate) absent_share_max: f64,
-    /// Most targets of one batch; the kind has a maximum of its own. 1,000: what S3 takes.
+    /// Most targets of one batch; the kind has a maximum of its own. 1,000: what S3 takes; 100 for a
+    /// webhook.
     pub(crate) batch_max: NonZeroUsize,
     /// Batches in flight, for each worker. 4: S3 and Elasticsearch answer faster side by side.
     pub(crate) in_flight_max: NonZeroUsize,
@@ -52,6 +56,17 @@ pub(crate) enum StoreKind {
     ObjectStore(ObjectStoreSection),
     Elasticsearch(ElasticsearchSection),
     Tantivy(TantivySection),
+    Webhook(WebhookSection),
+    PostgresTable(PostgresTableSection),
+}
+
+/// What copies in a store are, and so which targets name them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holds {
+    Objects,
+    Documents,
+    Items,
+    Rows,
 }
 
 /// Objects in S3 or a server that speaks its protocol.
@@ -193,6 +208,8 @@ enum Kind {
     ObjectStore,
     Elasticsearch,
     Tantivy,
+    Webhook,
+    PostgresTable,
 }
 
 impl StoreKind {
@@ -203,21 +220,29 @@ impl StoreKind {
             Self::ObjectStore(_) => "object_store",
             Self::Elasticsearch(_) => "elasticsearch",
             Self::Tantivy(_) => "tantivy",
+            Self::Webhook(_) => "webhook",
+            Self::PostgresTable(_) => "postgres_table",
         }
     }
 
-    /// Whether its copies are objects; else they are documents.
-    pub(crate) fn holds_objects(&self) -> bool {
+    /// What its copies are.
+    pub(crate) fn holds(&self) -> Holds {
         match self {
-            Self::S3(_) | Self::ObjectStore(_) => true,
-            Self::Elasticsearch(_) | Self::Tantivy(_) => false,
+            Self::S3(_) | Self::ObjectStore(_) => Holds::Objects,
+            Self::Elasticsearch(_) | Self::Tantivy(_) => Holds::Documents,
+            Self::Webhook(_) => Holds::Items,
+            Self::PostgresTable(_) => Holds::Rows,
         }
     }
 
     /// Whether it tells the copy of a newer life of a key from the one that was claimed (S5).
     pub(crate) fn tells_lives_apart(&self) -> bool {
         match self {
-            Self::S3(_) | Self::ObjectStore(_) | Self::Tantivy(_) => false,
+            Self::S3(_)
+            | Self::ObjectStore(_)
+            | Self::Tantivy(_)
+            | Self::Webhook(_)
+            | Self::PostgresTable(_) => false,
             Self::Elasticsearch(_) => true,
         }
     }
@@ -225,7 +250,11 @@ impl StoreKind {
     /// Whether documents may be routed.
     pub(crate) fn has_routing(&self) -> bool {
         match self {
-            Self::S3(_) | Self::ObjectStore(_) | Self::Tantivy(_) => false,
+            Self::S3(_)
+            | Self::ObjectStore(_)
+            | Self::Tantivy(_)
+            | Self::Webhook(_)
+            | Self::PostgresTable(_) => false,
             Self::Elasticsearch(_) => true,
         }
     }
@@ -240,14 +269,18 @@ impl StoreConfig {
                 "use lower-case letters, digits, - and _, beginning with a letter",
             );
         }
-        let fix = "write kind = \"s3\", \"object_store\", \"elasticsearch\" or \"tantivy\"";
+        let fix = "write kind = \"s3\", \"object_store\", \"elasticsearch\", \"tantivy\", \"webhook\" or \
+                   \"postgres_table\"";
         let kind_place = section.place("kind");
         let kind: Option<Kind> = section.need("kind", fix);
         let count = |number| NonZeroUsize::new(number).expect("not zero");
+        let verify_place = section.place("verify");
         let verify: Option<Verify> = section.get("verify");
         let recoverable: Option<bool> = section.get("recoverable");
         let Share(absent_share_max) = section.or("absent_share_max", Share(0.5));
-        let batch_max = section.or("batch_max", count(1_000));
+        // A service that deletes its things one by one answers a hundred within a second.
+        let usual_batch = if kind == Some(Kind::Webhook) { 100 } else { 1_000 };
+        let batch_max = section.or("batch_max", count(usual_batch));
         let in_flight_max = section.or("in_flight_max", count(4));
         let sample_one_in = section.or("sample_one_in", NonZeroU32::new(100).expect("not zero"));
         let timeout_place = section.place("timeout");
@@ -287,6 +320,18 @@ impl StoreConfig {
                 }
                 (TantivySection::read(section).map(StoreKind::Tantivy), Verify::ReadBack)
             }
+            Some(Kind::Webhook) => {
+                let read = WebhookSection::read(section);
+                let usual = read.as_ref().map_or(Verify::Trust, WebhookSection::usual);
+                if let Some(webhook) = &read {
+                    webhook.vet(verify, verify_place, section);
+                }
+                (read.map(StoreKind::Webhook), usual)
+            }
+            Some(Kind::PostgresTable) => {
+                let read = PostgresTableSection::read(section);
+                (read.map(StoreKind::PostgresTable), Verify::ReadBack)
+            }
             None => {
                 // Which keys are known depends on the kind: none of them is called unknown.
                 section.rest::<Anything>();
@@ -296,7 +341,7 @@ impl StoreConfig {
         let kind = kind?;
         Some(Self {
             name: name.to_owned(),
-            is_recoverable: recoverable.unwrap_or(!kind.holds_objects()),
+            is_recoverable: recoverable.unwrap_or(kind.holds() == Holds::Documents),
             kind,
             verify: verify.unwrap_or(usual),
             sample_one_in,
@@ -550,6 +595,8 @@ impl Leaf for Kind {
             ("object_store", Self::ObjectStore),
             ("elasticsearch", Self::Elasticsearch),
             ("tantivy", Self::Tantivy),
+            ("webhook", Self::Webhook),
+            ("postgres_table", Self::PostgresTable),
         ];
         word(value, &words)
     }

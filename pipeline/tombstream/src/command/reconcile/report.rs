@@ -137,6 +137,11 @@ fn place(address: &Address) -> String {
         Address::Field { index, field, value, routing } => {
             format!("{index}/{field}={value}{}", routed(routing))
         }
+        Address::Item { collection, id } => format!("{collection}/{id}"),
+        Address::Row { table, columns } => {
+            let columns = columns.iter().map(|(name, value)| format!("{name}={value}"));
+            format!("{table}/{}", columns.collect::<Vec<_>>().join(","))
+        }
     };
     text.escape_debug().to_string()
 }
