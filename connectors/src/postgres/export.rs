@@ -7,6 +7,8 @@ use sqlx::{PgPool, Postgres, Transaction};
 
 use tombstream_model::{DeletionId, Receipt, ReceiptTarget, Waiver};
 
+use super::ledger::cause;
+
 /// Receipts of one page: some hundred kilobytes.
 const PAGE: i64 = 1_000;
 
@@ -23,6 +25,7 @@ struct ReceiptRow {
     deletion_id: i64,
     relation: String,
     key: Vec<String>,
+    cause: Option<String>,
     flag: Option<String>,
     flip_lsn: Option<String>,
     claimed_at: chrono::DateTime<chrono::Utc>,
@@ -43,7 +46,7 @@ impl ReceiptExport {
     /// The next page; an empty one is the last.
     pub async fn page(&mut self) -> Result<Vec<Receipt>, sqlx::Error> {
         let rows: Vec<ReceiptRow> = sqlx::query_as(
-            "select deletion_id, relation, key, flag, flip_lsn::text, claimed_at, finalized_at, \
+            "select deletion_id, relation, key, cause, flag, flip_lsn::text, claimed_at, finalized_at, \
                  transaction_id::text, row_gone, targets, waived \
              from tombstream.receipt where deletion_id > $1 order by deletion_id limit $2",
         )
@@ -55,24 +58,23 @@ impl ReceiptExport {
         if let Some(last) = rows.last() {
             self.after = last.deletion_id;
         }
-        Ok(rows.into_iter().map(Receipt::from).collect())
+        rows.into_iter().map(receipt).collect()
     }
 }
 
-impl From<ReceiptRow> for Receipt {
-    fn from(row: ReceiptRow) -> Self {
-        Self {
-            deletion_id: DeletionId(row.deletion_id),
-            relation: row.relation,
-            key: row.key,
-            flag: row.flag,
-            flip_lsn: row.flip_lsn,
-            claimed_at: row.claimed_at,
-            finalized_at: row.finalized_at,
-            transaction_id: row.transaction_id,
-            row_gone: row.row_gone,
-            targets: row.targets.0,
-            waived: row.waived.0,
-        }
-    }
+fn receipt(row: ReceiptRow) -> Result<Receipt, sqlx::Error> {
+    Ok(Receipt {
+        deletion_id: DeletionId(row.deletion_id),
+        relation: row.relation,
+        key: row.key,
+        cause: row.cause.as_deref().map(cause).transpose()?,
+        flag: row.flag,
+        flip_lsn: row.flip_lsn,
+        claimed_at: row.claimed_at,
+        finalized_at: row.finalized_at,
+        transaction_id: row.transaction_id,
+        row_gone: row.row_gone,
+        targets: row.targets.0,
+        waived: row.waived.0,
+    })
 }

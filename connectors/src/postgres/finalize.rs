@@ -61,7 +61,7 @@ fn remove_sql(relation: &Relation) -> String {
                  as i(id, token, targets, locked) \
          ), \
          held as ( \
-             select d.id, d.key, d.flag, d.removed, d.waived, d.flip_lsn, d.claimed_at, d.targets as planned, \
+             select d.id, d.key, d.flag, d.removed, d.waived, d.flip_lsn, d.claimed_at, d.cause, d.targets as planned, \
                  i.targets::jsonb as targets, i.locked \
              from tombstream.deletion d join i on d.id = i.id \
              where d.state = 'claimed' and d.lease_token = i.token and d.relation = {relation_name} \
@@ -130,9 +130,10 @@ policy does not let it go' \
          ), \
          {forget}receipts as ( \
              insert into tombstream.receipt \
-                 (deletion_id, relation, key, flag, flip_lsn, claimed_at, row_gone, targets, removed_lsn, waived) \
+                 (deletion_id, relation, key, flag, flip_lsn, claimed_at, row_gone, targets, removed_lsn, waived, \
+                  cause) \
              select id, {relation_name}, key, flag, flip_lsn, claimed_at, outcome = 'row_gone', targets, \
-                 pg_current_wal_insert_lsn(), waived \
+                 pg_current_wal_insert_lsn(), waived, cause \
              from ended where outcome in ('finalized', 'row_gone') order by id \
          ) \
          select id, outcome from ended",

@@ -11,7 +11,9 @@
 //! Every statement works behind a pooler in transaction mode, too: see the module `statement`.
 
 mod absent;
+mod again;
 mod arrival;
+mod audit;
 mod breaker;
 mod bury;
 mod check;
@@ -42,6 +44,7 @@ mod table;
 mod tidy;
 mod version;
 
+pub use audit::{Audit, AuditConfig, AuditError, AuditRound, AuditSpan, AuditTally};
 pub use check::{Finding, Severity, check, check_ledger, guards, references};
 pub use correct::Resumed;
 pub use export::ReceiptExport;

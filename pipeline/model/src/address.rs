@@ -61,6 +61,16 @@ pub enum Address {
     },
 }
 
+impl Address {
+    /// What it lies in: the bucket, or the index.
+    pub fn container(&self) -> &Arc<str> {
+        match self {
+            Self::Object { bucket, .. } | Self::Prefix { bucket, .. } => bucket,
+            Self::Document { index, .. } | Self::Field { index, .. } => index,
+        }
+    }
+}
+
 /// A text with columns of the row in braces: `{tenant_id}/{id}/original`. `{{` and `}}` are braces.
 ///
 /// Its `Display` gives back the text it was read from.
@@ -323,6 +333,33 @@ impl Template {
         (left + &right).chars().collect::<Vec<_>>().into_iter()
     }
 
+    /// Whether a row of this key could have this text, whatever its other columns are.
+    fn could_give(&self, text: &str, key: Row<'_>) -> bool {
+        self.could_end(0, text, key)
+    }
+
+    /// The same of the parts from `index` on and the rest of a text.
+    fn could_end(&self, index: usize, rest: &str, key: Row<'_>) -> bool {
+        let Some(part) = self.parts.get(index) else { return rest.is_empty() };
+        let known = match part {
+            Part::Literal(literal) => Some(literal.as_str()),
+            Part::Column(name) if key.columns.contains(&name.as_str()) => {
+                let Ok(value) = key.value(name) else { return false };
+                Some(value)
+            }
+            Part::Column(_) => None,
+        };
+        if let Some(known) = known {
+            return rest
+                .strip_prefix(known)
+                .is_some_and(|rest| self.could_end(index + 1, rest, key));
+        }
+        // At least one character, and none that would have parked it.
+        let refused: Vec<char> = self.delimiters(index).collect();
+        let mut ends = rest.char_indices().take_while(|(_, c)| !refused.contains(c));
+        ends.any(|(at, c)| self.could_end(index + 1, &rest[at + c.len_utf8()..], key))
+    }
+
     /// The text for `row`, or why `rule` parks it.
     fn resolve(&self, row: Row<'_>, rule: Rule) -> Result<String, AddressError> {
         let mut text = String::new();
@@ -459,6 +496,32 @@ impl AddressTemplate {
                 check_name(field)
             }
         }
+    }
+
+    /// Whether a row of this key could have a copy at this address, whatever its other columns are: `key` has the
+    /// key's columns alone. Since a template holds the whole key injectively, no other key's row then has.
+    pub fn could_give(&self, address: &Address, key: Row<'_>) -> bool {
+        let text = match (self, address) {
+            (Self::Object { bucket, .. }, Address::Object { bucket: of, key }) if bucket == of => {
+                key
+            }
+            (Self::Prefix { bucket, .. }, Address::Prefix { bucket: of, prefix })
+                if bucket == of =>
+            {
+                prefix
+            }
+            (Self::Document { index, .. }, Address::Document { index: of, id, .. })
+                if index == of =>
+            {
+                id
+            }
+            (
+                Self::Field { index, field, .. },
+                Address::Field { index: of, field: named, value, .. },
+            ) if index == of && field == named => value,
+            _ => return false,
+        };
+        self.template().could_give(text, key)
     }
 
     /// The address of `row`'s copy, or why it must not be sent.

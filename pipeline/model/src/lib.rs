@@ -28,7 +28,7 @@ pub mod wal;
 
 pub use address::{Address, AddressError, AddressTemplate, Row, Template, TemplateError};
 pub use change::{Candidate, Cause, Change, FlagState, FlagValue, Found, Op, RemovedRow};
-pub use deletion::{DeletionId, State, Verdict};
+pub use deletion::{DeletionCause, DeletionId, State, Verdict};
 pub use key::{Key, KeyError, KeyKind};
 pub use ledger::{
     Claimed, ClaimedTarget, Disposition, Ending, Fence, Ledger, LedgerError, Settled,

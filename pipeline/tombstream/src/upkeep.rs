@@ -1,6 +1,5 @@
 //! What is looked after beside the dataflow: the server's generation, closed deletions, notices to be
-//! published. Nothing of it
-//! holds up a deletion.
+//! published, and what is audited (`audit.rs`). Nothing of it holds up a deletion.
 
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use tombstream_connectors::postgres::{self, RehydrateError};
 use tombstream_model::{Disposition, Publisher};
 use tracing::{error, info, warn};
 
+use crate::audit;
 use crate::command::ledger;
 use crate::config::Config;
 use crate::wiring::{self, Watched};
@@ -31,6 +31,7 @@ pub(crate) struct Upkeep {
 impl Upkeep {
     pub(crate) fn start(config: &Config, pool: PgPool, watched: Watched) -> anyhow::Result<Self> {
         let mut tasks = JoinSet::new();
+        audit::spawn(&mut tasks, config, &pool, &watched.sinks);
         tasks.spawn(watch(watched));
         tasks.spawn(ledger::tidy_hourly(pool.clone(), config.ledger.retention));
         let names = config.relations.iter().map(|relation| relation.name.to_string()).collect();

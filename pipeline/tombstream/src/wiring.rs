@@ -14,7 +14,7 @@ use tombstream_connectors::files::{self, FilesConfig, FilesSource};
 use tombstream_connectors::kafka::{self, KafkaConfig, KafkaPublisher, KafkaSource};
 use tombstream_connectors::object_store::{ObjectStoreConfig, ObjectStoreSink};
 use tombstream_connectors::postgres::{
-    self, LedgerConfig, LedgerStore, Letters, PgLedger, PgPositions, PostgresSource,
+    self, Audit, AuditConfig, LedgerConfig, LedgerStore, Letters, PgLedger, PgPositions, PostgresSource,
     ReplicationConfig, Scope, Sweep, SweepBell, SweepConfig,
 };
 use tombstream_connectors::s3::{self, S3Config, S3Sink};
@@ -81,6 +81,8 @@ pub(crate) struct Watched {
     pub(crate) ledger: Arc<PgLedger>,
     pub(crate) server: ServerClock,
     pub(crate) bell: SweepBell,
+    /// The stores' sinks, in their order: the audit looks at them beside the pipeline.
+    pub(crate) sinks: Vec<Arc<dyn ErasedSink>>,
 }
 
 /// Everything that `tombstream run` runs.
@@ -91,14 +93,10 @@ pub(crate) async fn pipeline(
     let relations = Arc::clone(&config.relations);
     let ledger = ledger(config, pool.clone());
     let mut stores = Vec::new();
+    let mut sinks = Vec::new();
     for (store, id) in config.stores.iter().zip(0..) {
-        let sink: Arc<dyn ErasedSink> = match connect_store(store)? {
-            Connected::S3(sink) => sink,
-            Connected::ObjectStore(sink) => sink,
-            Connected::Elasticsearch(sink) => sink,
-            #[cfg(feature = "embedded")]
-            Connected::Tantivy(sink) => sink,
-        };
+        let sink = store_sink(store)?;
+        sinks.push(Arc::clone(&sink));
         let name = store.name.as_str().into();
         stores.push(Store { id: StoreId(id), name, sink, config: store_limits(config, store) });
     }
@@ -177,7 +175,7 @@ pub(crate) async fn pipeline(
     server.set(seen.generation, seen.written);
     let limits = tombstream_dataflow::Config { server: server.clone(), ..limits(config) };
     let ledger = Arc::new(ledger);
-    let watched = Watched { ledger: Arc::clone(&ledger), server, bell: watch_bell };
+    let watched = Watched { ledger: Arc::clone(&ledger), server, bell: watch_bell, sinks };
     let pipeline = Pipeline { config: limits, relations, ledger, stores, sources };
     Ok((pipeline, watched))
 }
@@ -271,6 +269,16 @@ pub(crate) fn publisher_config(settings: &[(String, Setting)]) -> kafka::KafkaPu
     config
 }
 
+/// The audit of the configured relations and stores.
+pub(crate) fn audit(config: &Config, pool: PgPool) -> Audit {
+    let names = config.stores.iter().map(|store| store.name.as_str().into()).collect();
+    let mut limits = AuditConfig::new(owner(), config.audit.after.clone());
+    limits.rate_max = config.audit.rate.get();
+    limits.wait = config.audit.wait;
+    limits.prepared_statements = config.database.prepared_statements;
+    Audit::new(pool, Arc::clone(&config.relations), names, limits)
+}
+
 /// The ledger of the configured relations and stores.
 pub(crate) fn ledger(config: &Config, pool: PgPool) -> PgLedger {
     PgLedger::new(pool, Arc::clone(&config.relations), ledger_config(config))
@@ -301,11 +309,16 @@ pub(crate) fn topics(config: &Config) -> Vec<String> {
     config.relations.iter().flat_map(|relation| relation.topics.iter().cloned()).collect()
 }
 
-fn ledger_config(config: &Config) -> LedgerConfig {
+/// One name a process, for people to read.
+fn owner() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = if host.trim().is_empty() { "tombstream" } else { host.trim() };
+    format!("{host}/{}", std::process::id())
+}
+
+fn ledger_config(config: &Config) -> LedgerConfig {
     LedgerConfig {
-        owner: format!("{host}/{}", std::process::id()),
+        owner: owner(),
         lease: config.pipeline.lease,
         stores: config
             .stores
@@ -368,6 +381,17 @@ fn store_limits(config: &Config, store: &StoreConfig) -> tombstream_dataflow::St
             Verify::Trust => tombstream_dataflow::Verify::Trust,
         },
     }
+}
+
+/// A store's sink, its kind forgotten.
+pub(crate) fn store_sink(store: &StoreConfig) -> anyhow::Result<Arc<dyn ErasedSink>> {
+    Ok(match connect_store(store)? {
+        Connected::S3(sink) => sink,
+        Connected::ObjectStore(sink) => sink,
+        Connected::Elasticsearch(sink) => sink,
+        #[cfg(feature = "embedded")]
+        Connected::Tantivy(sink) => sink,
+    })
 }
 
 /// Makes a store's connector. Sends nothing yet.

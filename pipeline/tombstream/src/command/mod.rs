@@ -1,9 +1,11 @@
 //! The commands: one file each, and how each ends.
 //!
-//! Exit codes: 0 it is done, 1 it failed, 2 the command line or the configuration is wrong.
+//! Exit codes: 0 it is done, 1 it failed, 2 the command line or the configuration is wrong, 3 an audit found copies
+//! that are there again.
 
 mod actor;
 mod api;
+mod audit;
 mod breaker;
 mod capture;
 mod check;
@@ -35,7 +37,8 @@ use crate::telemetry::{self, LogFormat};
 /// The command line.
 #[derive(Debug, Parser)]
 #[command(name = "tombstream", version, about)]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong command line or configuration.\n\
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong command line or configuration, \
+                        3 an audit found something.\n\
                         TOMBSTREAM_LOG filters the log, such as info,tombstream_dataflow=debug.")]
 pub(crate) struct Cli {
     /// The configuration file.
@@ -81,6 +84,8 @@ enum Command {
     DeadLetters(dead_letters::Args),
     /// Print the receipts, or check printed ones without any server.
     Receipts(receipts::Args),
+    /// Look finalized keys up in their stores now, and have destroyed again what came back.
+    Audit(audit::Args),
     /// Move closed deletions to the archive now; `run` does so every hour.
     Ledger(ledger::Args),
     /// End a relation's pause, after its cause was mended.
@@ -103,6 +108,9 @@ enum Failure {
     /// It was said already.
     #[error("failed")]
     Said,
+    /// An audit found copies; it was said already.
+    #[error("copies are there again")]
+    Found,
 }
 
 /// Runs the command, says what went wrong, and gives the exit code.
@@ -126,6 +134,7 @@ pub(crate) fn run(mut cli: Cli) -> ExitCode {
             ExitCode::FAILURE
         }
         Err(Failure::Said) => ExitCode::FAILURE,
+        Err(Failure::Found) => ExitCode::from(3),
     }
 }
 
@@ -163,6 +172,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Receipts(args) => {
             receipts::receipts(args, || load(Needs::Database)).await?;
         }
+        Command::Audit(args) => audit::audit(load(Needs::Everything)?, args).await?,
         Command::Ledger(args) => ledger::ledger(load(Needs::Database)?, args).await?,
         Command::Resume(args) => resume::resume(load(Needs::Database)?, args).await?,
         Command::Stores(args) => stores::stores(load(Needs::Database)?, args).await?,

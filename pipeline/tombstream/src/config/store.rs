@@ -43,6 +43,9 @@ pub(crate) struct StoreConfig {
     pub(crate) unavailable_after: Duration,
     /// How often one batch probes a store that is down. 5 s: soon noticed, hardly felt.
     pub(crate) probe_wait: Duration,
+    /// Whether finalized keys are looked up again (`[audit]`). True: a store of which nobody can say that what
+    /// is gone stays gone is what the audit is for.
+    pub(crate) audit: bool,
 }
 
 /// What a store is, and what only that kind needs.
@@ -223,6 +226,7 @@ impl StoreConfig {
         let deadline = section.or("deadline", Duration::from_secs(30));
         let unavailable_after = section.or("unavailable_after", Duration::from_secs(30));
         let probe_wait = section.or("probe_wait", Duration::from_secs(5));
+        let audit = section.or("audit", true);
         if timeout > deadline {
             section.problem(
                 timeout_place,
@@ -275,6 +279,7 @@ impl StoreConfig {
             deadline_place,
             unavailable_after,
             probe_wait,
+            audit,
         })
     }
 }
