@@ -50,7 +50,14 @@ pub(crate) fn spawn(
         if store.audit {
             let sink = Looking(Arc::clone(sink));
             let patience = store.timeout;
-            tasks.spawn(watch(Arc::clone(&audit), store.name.clone(), StoreId(id), sink, patience, rest));
+            tasks.spawn(watch(
+                Arc::clone(&audit),
+                store.name.clone(),
+                StoreId(id),
+                sink,
+                patience,
+                rest,
+            ));
         }
     }
 }

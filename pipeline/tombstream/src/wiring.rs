@@ -14,8 +14,8 @@ use tombstream_connectors::files::{self, FilesConfig, FilesSource};
 use tombstream_connectors::kafka::{self, KafkaConfig, KafkaPublisher, KafkaSource};
 use tombstream_connectors::object_store::{ObjectStoreConfig, ObjectStoreSink};
 use tombstream_connectors::postgres::{
-    self, Audit, AuditConfig, LedgerConfig, LedgerStore, Letters, PgLedger, PgPositions, PostgresSource,
-    ReplicationConfig, Scope, Sweep, SweepBell, SweepConfig,
+    self, Audit, AuditConfig, LedgerConfig, LedgerStore, Letters, PgLedger, PgPositions,
+    PostgresSource, ReplicationConfig, Scope, Sweep, SweepBell, SweepConfig,
 };
 use tombstream_connectors::s3::{self, S3Config, S3Sink};
 #[cfg(feature = "embedded")]

@@ -116,10 +116,18 @@ mod tests {
         };
         assert_eq!(pass(read(1, None, false, false)), (None, "1".to_owned()), "somebody writes");
         let later = pass(read(2, Some(1), false, false));
-        assert_eq!(later, (None, "1".to_owned()), "the first moment is waited for, not a later one");
+        assert_eq!(
+            later,
+            (None, "1".to_owned()),
+            "the first moment is waited for, not a later one"
+        );
         assert_eq!(pass(read(3, Some(1), true, false)), (Some(1), "3".to_owned()));
         let stale = pass(read(4, Some(1), true, false));
-        assert_eq!(stale, (Some(1), "3".to_owned()), "what another round has asked for says nothing");
+        assert_eq!(
+            stale,
+            (Some(1), "3".to_owned()),
+            "what another round has asked for says nothing"
+        );
         assert_eq!(pass(read(5, Some(3), false, true)), (Some(5), "5".to_owned()), "nobody writes");
         assert_eq!(pass(read(6, Some(5), false, false)), (Some(5), "5".to_owned()));
     }

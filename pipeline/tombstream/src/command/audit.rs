@@ -45,8 +45,9 @@ fn since(text: &str) -> Result<DateTime<Utc>, String> {
             .ok_or_else(|| format!("{text} ago is before all times"));
     }
     let at = DateTime::parse_from_rfc3339(text);
-    at.map(Into::into)
-        .map_err(|_| "write a time such as 2026-03-01T00:00:00Z, or a length such as 30d".to_owned())
+    at.map(Into::into).map_err(|_| {
+        "write a time such as 2026-03-01T00:00:00Z, or a length such as 30d".to_owned()
+    })
 }
 
 pub(super) async fn audit(config: Config, args: Args) -> Result<(), Failure> {
@@ -79,7 +80,10 @@ pub(super) async fn audit(config: Config, args: Args) -> Result<(), Failure> {
             let tally = audit
                 .once(&relation.name, id, &sink, (store.timeout, span), |so_far| {
                     if shows {
-                        eprint!("\r{} in {}: {} looked at", relation.name, store.name, so_far.looked);
+                        eprint!(
+                            "\r{} in {}: {} looked at",
+                            relation.name, store.name, so_far.looked
+                        );
                     }
                 })
                 .await
@@ -132,7 +136,10 @@ mod tests {
     #[test]
     fn people_read_what_was_found_and_what_follows() {
         let mut tally = AuditTally { looked: 7, ..AuditTally::default() };
-        assert_eq!(text("documents", "search", &tally), "documents in search: 7 looked at, nothing found");
+        assert_eq!(
+            text("documents", "search", &tally),
+            "documents in search: 7 looked at, nothing found"
+        );
         (tally.resurrected, tally.reused) = (2, 1);
         assert_eq!(
             text("documents", "search", &tally),
