@@ -64,8 +64,8 @@ pub use roles::{
     API_ROLE, ApiRights, PIPELINE_ROLE, check_rights, relation_role_sql, role_sql, run_role_sql,
 };
 pub use status::{
-    DeadLetterRow, OwedStore, PausedRelation, RelationStatus, Status, WaitingRelation, dead_letter,
-    dead_letters, status, waiting,
+    AuditStatus, DeadLetterRow, OwedStore, PausedRelation, RelationStatus, Status, WaitingRelation,
+    dead_letter, dead_letters, status, waiting,
 };
 pub use stores::{FormerStore, Waived, note_stores, waive_store};
 pub use sweep::{Sweep, SweepBell, SweepConfig};

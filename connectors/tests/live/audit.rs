@@ -268,6 +268,7 @@ async fn a_deletion_that_is_committed_late_is_not_passed_by() {
     .execute(&mut *late)
     .await
     .unwrap();
+    late.execute("delete from documents").await.unwrap();
     let others = finalized(&database, &ledger, 3).await;
     let objects = MemorySink::default();
     keys.iter().chain(&others).for_each(|key| objects.put(original(key)));

@@ -274,6 +274,8 @@ pub(crate) fn audit(config: &Config, pool: PgPool) -> Audit {
     let names = config.stores.iter().map(|store| store.name.as_str().into()).collect();
     let mut limits = AuditConfig::new(owner(), config.audit.after.clone());
     limits.rate_max = config.audit.rate.get();
+    // A page is renewed before its lease is over.
+    limits.page_max = limits.page_max.min(limits.rate_max.saturating_mul(5));
     limits.wait = config.audit.wait;
     limits.prepared_statements = config.database.prepared_statements;
     Audit::new(pool, Arc::clone(&config.relations), names, limits)

@@ -9,8 +9,8 @@ use super::super::ledger::TargetEntry;
 use super::super::statement::Statements;
 use super::pass::{Item, Part, item};
 
-/// How often a look may fail to tell before people are told.
-pub(super) const TRIES_MAX: i32 = 8;
+/// How often a look may fail to tell before people are told: an hour and a half at first waits of ten seconds.
+pub(super) const TRIES_MAX: i32 = 10;
 
 const KEEP: &str = "\
     insert into tombstream.audit_again as a (relation, store, deletion_id, due_at, reason) \

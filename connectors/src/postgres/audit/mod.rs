@@ -52,9 +52,9 @@ pub struct AuditConfig {
 }
 
 impl AuditConfig {
-    /// With the usual limits. A page of 500 is half of S3's own, and two and a half seconds of 200 a second; a
-    /// lease of five minutes is longer than a page takes at a store that is slow; a look that could not
-    /// tell is tried after a minute, and then less and less often, four times a day in the end.
+    /// With the usual limits. A page of 500 is two and a half seconds of 200 a second; a lease of half a minute is
+    /// longer than a page takes, and whoever is killed is taken over soon; a look that could not tell is tried
+    /// after ten seconds, and then less and less often, four times a day in the end.
     pub fn new(owner: String, lags: Vec<Duration>) -> Self {
         Self {
             owner,
@@ -62,8 +62,8 @@ impl AuditConfig {
             rate_max: 200,
             page_max: 500,
             wait: Duration::from_secs(60),
-            lease: Duration::from_secs(300),
-            again_wait: (Duration::from_secs(60), Duration::from_secs(6 * 3_600)),
+            lease: Duration::from_secs(30),
+            again_wait: (Duration::from_secs(10), Duration::from_secs(6 * 3_600)),
             prepared_statements: true,
         }
     }
