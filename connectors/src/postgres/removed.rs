@@ -167,7 +167,7 @@ fn due_sql(relation: &Relation) -> String {
                  where a.attrelid = to_regclass({root}) and a.attnum > 0 and a.atttypid in ( \
                      'text'::regtype, 'varchar'::regtype, 'uuid'::regtype, 'int2'::regtype, \
                      'int4'::regtype, 'int8'::regtype)) as plain, \
-             {guarded} as is_guarded, case when {again} then d.targets end as known \
+             {guarded} as is_guarded, {again} as is_again \
          from tombstream.deletion d \
          where d.relation = {name} and d.key in ( \
                  select array(select jsonb_array_elements_text(u.key::jsonb)) \
@@ -213,7 +213,9 @@ fn keeps_keys(relation: &Relation) -> String {
     }
 }
 
-/// Decides on a fresh snapshot: a key that has a row is another life's.
+/// Decides on a fresh snapshot: a key that has a row is another life's. What is destroyed again goes with the
+/// targets that its row has when it is locked: the audit may have added one since it was looked at
+/// (`a_copy_that_is_found_while_another_is_being_claimed_is_not_lost`).
 fn claim_sql(relation: &Relation) -> String {
     let table = Table::new(relation);
     let name = literal(&relation.name);
@@ -242,7 +244,11 @@ fn claim_sql(relation: &Relation) -> String {
              state = case when mine.refused then d.state else mine.due end, \
              reason = case mine.due when 'superseded' then 'the key was used anew' else mine.refusal end, \
              closed_at = case mine.due when 'superseded' then clock_timestamp() end, \
-             targets = case when goes then mine.targets else d.targets end, \
+             targets = case when not goes then d.targets when {again} then ( \
+                     select coalesce(jsonb_agg(t.entry order by t.n), '[]') \
+                     from jsonb_array_elements(d.targets) with ordinality as t(entry, n) \
+                     where not d.waived ? (t.entry ->> 'store')) \
+                 else mine.targets end, \
              lease_owner = case when goes then $4 end, \
              lease_token = case when goes then token.token end, \
              lease_until = case when goes then clock_timestamp() + make_interval(secs => $5) end, \
@@ -442,20 +448,15 @@ impl PgLedger {
                 };
                 let values: Vec<Option<String>> =
                     prepared.claim.columns.iter().map(value).collect();
-                let waived = waived_stores(row, 3)?;
-                let known: Option<Json<Vec<TargetEntry>>> = row.try_get(7)?;
-                let targets = match (row.try_get::<bool, _>(6)?, known) {
-                    (true, Some(Json(mut known))) => {
-                        known.retain(|target| !waived.contains(&target.store));
-                        Ok(known)
-                    }
-                    (true, None) => self.resolve(prepared, &values, &waived),
-                    (false, Some(_)) => Err(unguarded(
+                let targets = match (row.try_get(6)?, row.try_get(7)?) {
+                    (true, true) => Ok(Vec::new()),
+                    (true, false) => self.resolve(prepared, &values, &waived_stores(row, 3)?),
+                    (false, true) => Err(unguarded(
                         "a copy came back, and nothing keeps its key from being used while it is \
                          destroyed: write key_reuse = \"forbidden\" if no key is ever used again, or \
                          on_hard_delete = \"destroy\" and run `tombstream migrate`; then retry",
                     )),
-                    (false, None) => Err(unguarded(
+                    (false, false) => Err(unguarded(
                         "nothing keeps the key of a hard-deleted row from being used while its copies \
                          are destroyed: run `tombstream migrate`, then retry",
                     )),

@@ -157,6 +157,57 @@ async fn what_came_back_is_found_once_and_destroyed_again() {
 }
 
 #[tokio::test]
+async fn what_is_taken_over_again_is_driven_where_it_was_found_and_nowhere_else() {
+    let database = with(&once()).await;
+    let ledger = database.ledger(once());
+    let keys = finalized(&database, &ledger, 2).await;
+    let objects = MemorySink::default();
+    keys.iter().for_each(|key| objects.put(original(key)));
+    let audit = audit(&database, once(), |_| {});
+    assert_eq!(rounds(&audit, ORIGINALS, &objects, 2).await.resurrected, 2);
+    let claims = claimed(&database, once()).await;
+    let ids: Vec<_> = claims.iter().map(|claim| claim.id).collect();
+    ledger.owe(&all(claims, Verdict::Unknown)).await.unwrap();
+    let began = Instant::now();
+    let mut again = Vec::new();
+    while again.len() < 2 {
+        assert!(began.elapsed() < Duration::from_secs(60), "they are taken over");
+        again.extend(ledger.resume(&ids).await.unwrap());
+    }
+    assert!(again.iter().all(|claim| claim.targets.len() == 1), "{again:?}");
+    database.drop_database().await;
+}
+
+#[tokio::test]
+async fn a_copy_that_is_found_while_another_is_being_claimed_is_not_lost() {
+    let database = with(&once()).await;
+    let keys = finalized(&database, &database.ledger(once()), 1).await;
+    let objects = MemorySink::default();
+    objects.put(original(&keys[0]));
+    let audit = audit(&database, once(), |_| {});
+    assert_eq!(rounds(&audit, ORIGINALS, &objects, 1).await.resurrected, 1);
+    let candidates = swept(&database, once()).await;
+    // The audit of the index adds its copy while the claim is between its look and its lock.
+    let mut other = database.pool.begin().await.unwrap();
+    let added = "update tombstream.deletion set targets = targets || '[{\"store\": \"search\", \
+        \"address\": {\"kind\": \"document\", \"index\": \"documents\", \"id\": \"x\", \"routing\": null}}]' \
+        where cause = 'resurrected'";
+    other.execute(added).await.unwrap();
+    let ledger = database.ledger(once());
+    let claim = tokio::spawn(async move { ledger.claim(DOCUMENTS, &candidates).await.unwrap() });
+    let waits = "select count(*) from pg_stat_activity \
+                 where datname = current_database() and wait_event_type = 'Lock'";
+    let began = Instant::now();
+    while database.count(waits).await == 0 {
+        assert!(began.elapsed() < Duration::from_secs(60), "the claim waits for the row");
+    }
+    other.commit().await.unwrap();
+    let claims = claim.await.unwrap();
+    assert_eq!(claims[0].targets.len(), 2, "{claims:?}");
+    database.drop_database().await;
+}
+
+#[tokio::test]
 async fn what_is_destroyed_again_neither_waits_a_grace_nor_spends_a_budget() {
     let relation = Relation {
         grace: Duration::from_secs(86_400),
@@ -472,6 +523,12 @@ async fn an_audit_by_hand_looks_at_all_of_a_span_and_leaves_the_passes() {
     let keys = finalized(&database, &database.ledger(once()), 20).await;
     let objects = MemorySink::default();
     keys[..4].iter().for_each(|key| objects.put(original(key)));
+    // Of these a person has said that they need no proof: nobody ever showed that they are gone.
+    let waived = database.insert(2, true).await;
+    let ledger = database.ledger(once());
+    let claims = ledger.claim(DOCUMENTS, &candidates(&waived)).await.unwrap();
+    ledger.finalize(DOCUMENTS, &all(claims, Verdict::Waived)).await.unwrap();
+    waived.iter().for_each(|key| objects.put(original(key)));
     // Part of it is in the archive.
     let month = "select tombstream.archive_closed('0', 8)";
     database.pool.execute(month).await.unwrap();
