@@ -1,11 +1,18 @@
 //! What Tombstream costs, beside what anybody could use instead, both in one run on one machine.
 //!
-//! `cargo run --release -p tombstream-bench -- slot` (or `mistake`, `waiting`) needs a Postgres with `wal_level = logical`, whose
+//! `cargo run --release -p tombstream-bench -- decode` needs nothing, `drain` a Kafka; `slot`, `backfill`, `mistake`, `waiting` and `receipts` need a Postgres with `wal_level = logical`, whose
 //! superuser's url is in `TOMBSTREAM_TEST_POSTGRES_URL` (`cargo xtask services up --only postgres`,
 //! `cargo xtask services env`), and its programs on this machine.
 
+mod backfill;
+mod cpu;
+mod decode;
+mod drain;
+mod envelope;
+mod figures;
 mod mistake;
 mod null;
+mod receipts;
 mod slot;
 mod waiting;
 
@@ -22,10 +29,18 @@ struct Cli {
 enum Command {
     /// Drains a slot with null sinks, beside pg_recvlogical with /dev/null
     Slot(slot::Options),
+    /// Rows that are flagged already, with null sinks, beside psql's copy to /dev/null
+    Backfill(backfill::Options),
+    /// Decoding alone, beside serde_json into borrowed structs; needs no server
+    Decode(decode::Options),
+    /// Drains a topic with null sinks, beside librdkafka that counts; needs Kafka
+    Drain(drain::Options),
     /// Every row flagged at once, behind a breaker, with several processes running
     Mistake(mistake::Options),
     /// Millions of flags in their grace beside a pipeline that waits for them
     Waiting(waiting::Options),
+    /// Finalizing with chained receipts beside finalizing without, and sealing
+    Receipts(receipts::Options),
 }
 
 #[tokio::main]
@@ -34,7 +49,11 @@ async fn main() -> anyhow::Result<()> {
     provider.install_default().expect("nothing else has chosen a provider");
     match Cli::parse().command {
         Command::Slot(options) => slot::run(options).await,
+        Command::Backfill(options) => backfill::run(options).await,
+        Command::Decode(options) => decode::run(&options),
+        Command::Drain(options) => drain::run(options).await,
         Command::Mistake(options) => mistake::run(options).await,
         Command::Waiting(options) => waiting::run(options).await,
+        Command::Receipts(options) => receipts::run(options).await,
     }
 }

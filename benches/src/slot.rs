@@ -22,6 +22,8 @@ use tombstream_model::{
     TargetTemplate, Template,
 };
 
+use crate::cpu::{Drained, children_seconds, memory, processor_seconds};
+use crate::figures::{Ratio, median};
 use crate::null::{NullLedger, store};
 
 #[derive(Args)]
@@ -41,12 +43,6 @@ pub(crate) struct Options {
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
-}
-
-/// One drain: seconds, and processor seconds of this process (and its child).
-struct Drained {
-    wall: f64,
-    processor: f64,
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
@@ -136,19 +132,9 @@ async fn scene(options: &Options, server_url: &str, name: &str) -> Result<()> {
 
 fn report(options: &Options, each: u32, ours: &[Drained], theirs: &[Drained]) {
     let rows = f64::from(options.rows);
-    let median = |of: &[f64]| {
-        let mut sorted = of.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        sorted[sorted.len() / 2]
-    };
     let walls = |of: &[Drained]| of.iter().map(|it| it.wall).collect::<Vec<_>>();
     let processors = |of: &[Drained]| of.iter().map(|it| it.processor).collect::<Vec<_>>();
-    let ratios: Vec<f64> =
-        theirs.iter().zip(ours).map(|(theirs, ours)| theirs.wall / ours.wall).collect();
-    let spread = |of: &[f64]| {
-        of.iter().fold((f64::MAX, 0_f64), |(low, high), it| (low.min(*it), high.max(*it)))
-    };
-    let (low, high) = spread(&ratios);
+    let ratio = Ratio::of(&walls(theirs), &walls(ours));
     let (ours_s, theirs_s) = (median(&walls(ours)), median(&walls(theirs)));
     if options.json {
         let line = json!({
@@ -156,7 +142,7 @@ fn report(options: &Options, each: u32, ours: &[Drained], theirs: &[Drained]) {
             "workers": options.workers,
             "ours_events_per_s": (rows / ours_s).round(),
             "theirs_events_per_s": (rows / theirs_s).round(),
-            "ratio_median": median(&ratios), "ratio_min": low, "ratio_max": high,
+            "ratio": ratio,
             "ours_processor_s": median(&processors(ours)),
             "theirs_processor_s": median(&processors(theirs)),
             "peak_memory_bytes": memory("VmHWM:"),
@@ -164,11 +150,9 @@ fn report(options: &Options, each: u32, ours: &[Drained], theirs: &[Drained]) {
         println!("{line}");
     } else {
         println!(
-            "tombstream {:.0} events/s, pg_recvlogical {:.0} events/s: ratio {:.2} ({low:.2} to \
-             {high:.2}); peak memory {} MB",
+            "tombstream {:.0} events/s, pg_recvlogical {:.0} events/s: ratio {ratio}; peak memory {} MB",
             rows / ours_s,
             rows / theirs_s,
-            median(&ratios),
             memory("VmHWM:").unwrap_or_default() / 1_000_000
         );
     }
@@ -260,27 +244,4 @@ pub(crate) async fn execute(pool: &PgPool, sql: &str) -> Result<()> {
         .await
         .map(drop)
         .with_context(|| sql.to_owned())
-}
-
-/// User and system time of a process, in seconds; Linux counts in 1/100 s.
-fn processor_seconds(process: &str) -> f64 {
-    fields(process).map_or(0.0, |fields| (fields[11] + fields[12]) / 100.0)
-}
-
-/// That of this process's children that have ended.
-fn children_seconds() -> f64 {
-    fields("self").map_or(0.0, |fields| (fields[13] + fields[14]) / 100.0)
-}
-
-fn fields(process: &str) -> Option<Vec<f64>> {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    let fields = stat.rsplit_once(')')?.1.split_whitespace();
-    Some(fields.map(|field| field.parse().unwrap_or(0.0)).collect())
-}
-
-/// Of this process, in bytes: `VmRSS:` now, `VmHWM:` at most.
-pub(crate) fn memory(what: &str) -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with(what))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }

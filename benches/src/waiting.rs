@@ -17,8 +17,9 @@ use tombstream_connectors::postgres::{
 use tombstream_dataflow::{Config, Pipeline};
 use tombstream_model::{Records, Relation, Source as _};
 
+use crate::cpu::memory;
 use crate::null::store;
-use crate::slot::{self, execute, memory};
+use crate::slot::{self, execute};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -88,7 +89,7 @@ fn sweep(pool: &PgPool, relation: &Relation, rate_max: u32) -> Sweep {
 
 /// Without its triggers, as rows that have been flagged for long. One transaction: nobody sees the table
 /// without its guard, which would take every flag's time for a lie.
-async fn behind_the_guard(pool: &PgPool, sql: &str) -> Result<()> {
+pub(crate) async fn behind_the_guard(pool: &PgPool, sql: &str) -> Result<()> {
     let all = format!(
         "begin; alter table documents disable trigger user; {sql}; \
          do $$ declare name text; begin \

@@ -18,12 +18,14 @@ pub mod object_store;
 pub mod positions;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "postgres-table")]
+pub mod postgres_table;
 #[cfg(feature = "s3")]
 pub mod s3;
-#[cfg(any(feature = "elasticsearch", feature = "postgres", feature = "s3"))]
 mod secret;
 #[cfg(feature = "tantivy")]
 pub mod tantivy;
+#[cfg(feature = "webhook")]
+pub mod webhook;
 
-#[cfg(any(feature = "elasticsearch", feature = "postgres", feature = "s3"))]
 pub use secret::Secret;

@@ -69,7 +69,7 @@ async fn a_write_block_owes_its_deletions_until_it_is_lifted() -> Result<()> {
         let status = program.output(&["status"]).await?;
         let status = String::from_utf8_lossy(&status.stdout).into_owned();
         let line = status.lines().find(|line| line.starts_with("owed by store search"));
-        Ok(line.is_some_and(|line| line.contains("blocked by: [FORBIDDEN/8/index write (api)]")))
+        Ok(line.is_some_and(|line| line.contains("takes no deletes (index.blocks.")))
     };
     until("status tells what is owed and why", &mut running, said).await?;
 

@@ -106,6 +106,11 @@ index = "{name}"
         program.start(&["run"], &format!("http://127.0.0.1:{}/healthz", self.port)).await
     }
 
+    /// The address of a path of the pipeline's own port.
+    pub(crate) fn at(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
     /// What `/readyz` or `/healthz` says: its status and body.
     pub(crate) async fn ask(&self, path: &str) -> Result<(u16, Value)> {
         let client = Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;

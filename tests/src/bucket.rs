@@ -25,19 +25,31 @@ pub struct Bucket {
 impl Bucket {
     /// Makes it. The name follows S3's rules: `_` is written `-`.
     pub async fn make(servers: &Servers, name: &str) -> Result<Self> {
+        let bucket = Self::named(servers, name)?;
+        bucket.send(Method::PUT, "", Vec::new()).await?;
+        Ok(bucket)
+    }
+
+    /// Makes one whose objects can be locked, and which is versioned therefore.
+    pub async fn make_locking(servers: &Servers, name: &str) -> Result<Self> {
+        let bucket = Self::named(servers, name)?;
+        let header = Some(("x-amz-bucket-object-lock-enabled", "true"));
+        bucket.send_with(Method::PUT, "", Vec::new(), header).await?;
+        Ok(bucket)
+    }
+
+    fn named(servers: &Servers, name: &str) -> Result<Self> {
         let signer = Signer::new(
             SigningContext::new(),
             StaticCredentialProvider::new(&servers.s3_access_key, &servers.s3_secret_key),
             RequestSigner::new("s3", REGION),
         );
-        let bucket = Self {
+        Ok(Self {
             client: Client::builder().no_proxy().build()?,
             signer,
             endpoint: servers.s3.clone(),
             name: name.replace('_', "-"),
-        };
-        bucket.send(Method::PUT, "", Vec::new()).await?;
-        Ok(bucket)
+        })
     }
 
     pub fn name(&self) -> &str {
@@ -51,6 +63,26 @@ impl Bucket {
             .buffer_unordered(AT_ONCE)
             .try_for_each(|_| async { Ok(()) })
             .await
+    }
+
+    /// Puts an object's newest version under legal hold, or releases it.
+    pub async fn hold(&self, key: &str, held: bool) -> Result<()> {
+        // The server wants the body's MD5, and there are only two of them.
+        let (status, md5) = match held {
+            true => ("ON", "oK1+ndJbG6HuGA87LDxznw=="),
+            false => ("OFF", "An8G3mv4SfhAibzslQjGDw=="),
+        };
+        let body = format!("<LegalHold><Status>{status}</Status></LegalHold>");
+        let path = format!("{}?legal-hold=", encode(key));
+        let header = Some(("content-md5", md5));
+        self.send_with(Method::PUT, &path, body.into_bytes(), header).await?;
+        Ok(())
+    }
+
+    /// How many versions and delete markers there are, up to a thousand.
+    pub async fn versions(&self) -> Result<usize> {
+        let page = self.send(Method::GET, "?versions=&max-keys=1000", Vec::new()).await?;
+        Ok(elements(&page.text().await?, "VersionId").count())
     }
 
     /// All keys, page by page.
@@ -97,9 +129,23 @@ impl Bucket {
     }
 
     async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Response> {
+        self.send_with(method, path, body, None).await
+    }
+
+    async fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+        header: Option<(&str, &str)>,
+    ) -> Result<Response> {
         let uri = format!("{}/{}/{path}", self.endpoint, self.name);
         let uri = uri.replace("/?", "?");
-        let request = http::Request::builder().method(method.clone()).uri(uri).body(body)?;
+        let mut request = http::Request::builder().method(method.clone()).uri(uri);
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
+        }
+        let request = request.body(body)?;
         let (mut parts, body) = request.into_parts();
         self.signer.sign(&mut parts, None).await.context("can't sign a request")?;
         let request = http::Request::from_parts(parts, body);

@@ -173,6 +173,11 @@ impl Running {
         }
     }
 
+    /// All that it has logged.
+    pub fn log(&self) -> Result<String> {
+        std::fs::read_to_string(&self.log).with_context(|| format!("{}", self.log.display()))
+    }
+
     /// The last lines of its log.
     pub fn end_of_log(&self) -> String {
         let text = std::fs::read(&self.log).unwrap_or_default();

@@ -14,6 +14,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use tombstream_model::{SinkError, Verdict};
 
+use super::blocks;
+
 /// Longest text kept of what a server said.
 const SAID_MAX: usize = 300;
 
@@ -37,6 +39,28 @@ pub(super) struct Index {
     pub(super) alias_routing: Option<String>,
     /// Whether the alias shows only a part of the index.
     pub(super) filtered: bool,
+    /// The blocks that are set on it, such as `write`.
+    pub(super) blocks: Vec<String>,
+}
+
+impl Index {
+    /// Why it takes no deletes, and what to do.
+    pub(super) fn blocked(&self) -> Option<String> {
+        let stops = |block: &&String| {
+            matches!(block.as_str(), "write" | "read_only" | "read_only_allow_delete")
+        };
+        let block = self.blocks.iter().find(stops)?;
+        let (name, advice) = (
+            &self.name,
+            match block.as_str() {
+                "read_only_allow_delete" => {
+                    "make room on its disks (flood stage), or lift it, and this goes on"
+                }
+                _ => "lift it, and this goes on",
+            },
+        );
+        Some(format!("index `{name}` takes no deletes (index.blocks.{block} is set): {advice}"))
+    }
 }
 
 /// Why an item is neither there nor gone.
@@ -44,6 +68,8 @@ pub(super) struct Index {
 pub(super) struct Fault {
     pub(super) verdict: Verdict,
     pub(super) said: Cow<'static, str>,
+    /// When it is worth while to ask again, if that is known.
+    pub(super) retry_after: Option<Duration>,
 }
 
 /// What a read in real time found.
@@ -98,7 +124,16 @@ struct ErrorBody<'a> {
 
 impl Fault {
     pub(super) fn new(verdict: Verdict, said: impl Into<Cow<'static, str>>) -> Self {
-        Self { verdict, said: said.into() }
+        Self { verdict, said: said.into(), retry_after: None }
+    }
+
+    /// The index takes no deletes until somebody acts.
+    pub(super) fn blocked(said: impl Into<Cow<'static, str>>) -> Self {
+        Self { retry_after: Some(blocks::REST), ..Self::new(Verdict::Busy, said) }
+    }
+
+    pub(super) fn is_block(&self) -> bool {
+        self.retry_after == Some(blocks::REST)
     }
 
     pub(super) fn unknown(said: impl Into<Cow<'static, str>>) -> Self {
@@ -113,9 +148,11 @@ fn fault(status: Option<u16>, error: &ErrorBody<'_>) -> Fault {
         // The flood-stage block (429 TOO_MANY_REQUESTS/12) does not permit deletes either.
         ("cluster_block_exception", _) => {
             let reason = error.reason.as_deref().unwrap_or("no reason given");
-            Fault::new(Verdict::Busy, cut(reason))
+            Fault::blocked(cut(reason))
         }
-        ("index_closed_exception", _) => Fault::new(Verdict::Busy, "the index is closed"),
+        ("index_closed_exception", _) => {
+            Fault::blocked("the index is closed: open it, and this goes on")
+        }
         ("index_not_found_exception", _) => {
             Fault::unknown("the index went away between two requests")
         }
@@ -348,6 +385,8 @@ pub(super) fn indices(body: &[u8], declared: &str) -> Result<Vec<Index>, SinkErr
     #[derive(Deserialize)]
     struct IndexSettings {
         number_of_shards: String,
+        #[serde(default)]
+        blocks: BTreeMap<String, Value>,
     }
     #[derive(Default, Deserialize)]
     struct Mappings {
@@ -365,12 +404,16 @@ pub(super) fn indices(body: &[u8], declared: &str) -> Result<Vec<Index>, SinkErr
     }
     let read = |(name, mut item): (String, Item)| {
         let alias = if name == declared { None } else { item.aliases.remove(declared) };
-        let shards = item.settings.index.number_of_shards.parse();
+        let IndexSettings { number_of_shards, blocks } = item.settings.index;
+        let shards = number_of_shards.parse();
+        let is_set = |value: &Value| value.as_str() == Some("true") || *value == Value::Bool(true);
+        let blocks = blocks.into_iter().filter(|(_, value)| is_set(value)).map(|(block, _)| block);
         Ok(Index {
             shards: shards.map_err(|_| protocol("get index", "number_of_shards is no number"))?,
             routing_required: item.mappings.routing.required,
             filtered: alias.as_ref().is_some_and(|alias| alias.filter.is_some()),
             alias_routing: alias.and_then(|alias| alias.index_routing),
+            blocks: blocks.collect(),
             name,
         })
     };

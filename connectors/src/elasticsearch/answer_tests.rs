@@ -304,6 +304,7 @@ fn only_an_exact_field_leads_to_a_delete() {
         routing_required: false,
         alias_routing: None,
         filtered: false,
+        blocks: Vec::new(),
     };
     let problem = |properties: &str, field: &str| {
         let body = format!(r#"{{"esh":{{"mappings":{{"properties":{properties}}}}}}}"#);

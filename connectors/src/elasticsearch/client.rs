@@ -77,7 +77,8 @@ impl Client {
 
     /// What a declared name stands for now.
     pub(super) async fn resolve(&self, declared: &str) -> Result<Arc<[Index]>, SinkError> {
-        let only = "*.aliases,*.settings.index.number_of_shards,*.mappings._routing";
+        let only = "*.aliases,*.settings.index.number_of_shards,*.settings.index.blocks,\
+                    *.mappings._routing";
         let body = self.get(&encode(declared), &[("filter_path", only)]).await?;
         answer::indices(&body, declared).map(Arc::from)
     }

@@ -188,6 +188,8 @@ impl<'a> Group<'a> {
         tally: &mut [Chunked<'a>],
     ) -> Result<(), SinkError> {
         let mut deletes: Vec<(&Doc, Condition, &[usize])> = Vec::with_capacity(hits.len());
+        let blocked = self.indices.iter().filter_map(|it| Some((it.name.as_str(), it.blocked()?)));
+        let blocked: HashMap<&str, String> = blocked.collect();
         for hit in hits {
             // Invariant (S8): only what holds this value and no other is deleted;
             // `a_document_that_holds_another_key_too_stays`.
@@ -195,12 +197,17 @@ impl<'a> Group<'a> {
                 [value] => self.by_value.get(value.as_str()),
                 _ => None,
             };
+            let blocked = blocked.get(hit.doc.index.as_str());
             match (owners, hit.seen) {
-                (Some(owners), Some(seen)) => {
+                (Some(owners), Some(seen)) if blocked.is_none() => {
                     deletes.push((&hit.doc, Condition::Seen(seen), owners));
                 }
-                (Some(owners), None) => {
-                    let fault = Fault::unknown("a hit shows no sequence number");
+                (Some(owners), _) => {
+                    let fault = match blocked {
+                        // Nothing is sent that is known to be refused.
+                        Some(why) => Fault::blocked(why.clone()),
+                        None => Fault::unknown("a hit shows no sequence number"),
+                    };
                     owners.iter().for_each(|&at| tally[at].fail(fault.clone()));
                 }
                 (None, _) => {

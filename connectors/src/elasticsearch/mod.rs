@@ -17,12 +17,13 @@
 //! refresh interval; `look` and `destroy` read in real time), and creating anything at all.
 
 mod answer;
+mod blocks;
 mod check;
 mod client;
 mod config;
 mod field;
 mod sink;
 
-pub use check::{Facts, FieldFacts, IndexFacts};
+pub use check::{Facts, FieldFacts, IndexFacts, Uses};
 pub use config::{Auth, ConfigError, ElasticsearchConfig, OneOrMany, Versioning};
 pub use sink::ElasticsearchSink;

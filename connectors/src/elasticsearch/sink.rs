@@ -16,6 +16,7 @@ use std::sync::Arc;
 use tombstream_model::{Address, Outcome, Presence, Sink, SinkError, Target, Verdict};
 
 use super::answer::{Deleted, Doc, Fault, Index, Read};
+use super::blocks::Blocks;
 use super::client::{Client, Condition, weight};
 use super::config::{ConfigError, ElasticsearchConfig, Versioning};
 use super::field::{self, Group};
@@ -30,14 +31,20 @@ type Names = HashMap<Arc<str>, Arc<[Index]>>;
 pub struct ElasticsearchSink {
     pub(super) client: Client,
     pub(super) config: ElasticsearchConfig,
+    blocks: Blocks,
 }
 
 /// One document to be looked at for a target, in one index.
 struct Spot {
     target: usize,
     doc: Doc,
-    /// Whether the document may be on a shard that its id alone does not lead to.
+    /// Whether the document may be on another shard than the one that is read: its own routing value is
+    /// what the indexer gave it, whatever the address says.
     may_stray: bool,
+    /// It was found by a search, under another routing value than the address has.
+    has_strayed: bool,
+    /// Why its index takes no deletes.
+    blocked: Option<Arc<str>>,
     read: Read,
 }
 
@@ -62,7 +69,7 @@ impl ElasticsearchSink {
     /// The `elasticsearch` crate brings a rustls that needs a process-wide default provider: the
     /// program installs one before this is called with an `https` node.
     pub fn new(config: ElasticsearchConfig) -> Result<Self, ConfigError> {
-        Ok(Self { client: Client::new(&config)?, config })
+        Ok(Self { client: Client::new(&config)?, config, blocks: Blocks::default() })
     }
 
     /// Resolves every declared name that `batch` uses, and sorts the batch.
@@ -87,6 +94,7 @@ impl ElasticsearchSink {
                 Some(indices) => Arc::clone(indices),
                 None => {
                     let indices = self.client.resolve(name).await?;
+                    indices.iter().for_each(|index| self.blocks.seen(index));
                     names.insert(Arc::clone(name), Arc::clone(&indices));
                     indices
                 }
@@ -109,7 +117,10 @@ impl ElasticsearchSink {
                     let groups = &mut sorted.groups;
                     Group::add(groups, bytes_max, &indices, field, value, place, target);
                 }
-                Address::Object { .. } | Address::Prefix { .. } => {
+                Address::Object { .. }
+                | Address::Prefix { .. }
+                | Address::Item { .. }
+                | Address::Row { .. } => {
                     unreachable!("admit refuses what is no document")
                 }
             }
@@ -139,7 +150,10 @@ impl ElasticsearchSink {
                 }
                 (index, routing)
             }
-            Address::Object { .. } | Address::Prefix { .. } => {
+            Address::Object { .. }
+            | Address::Prefix { .. }
+            | Address::Item { .. }
+            | Address::Row { .. } => {
                 return refused("not an address of a search index");
             }
         };
@@ -152,8 +166,9 @@ impl ElasticsearchSink {
         Ok(index)
     }
 
-    /// Reads every spot in real time. What an id alone does not lead to is searched for: a hit of
-    /// that search tells a routing value, and is then read in real time like every other.
+    /// Reads every spot in real time. What is not where its id and the address's routing lead to is searched
+    /// for on every shard: a hit of that search tells a routing value, and is then read in real time like
+    /// every other.
     async fn read(&self, spots: &mut Vec<Spot>) -> Result<(), SinkError> {
         self.read_from(spots, 0).await?;
         let mut strays: HashMap<String, Vec<usize>> = HashMap::new();
@@ -180,9 +195,12 @@ impl ElasticsearchSink {
         Ok(())
     }
 
-    /// The second look (S6): a "not found" may come from the wrong shard. Search lags behind until
-    /// the next refresh, so this only ever adds a document. What was found is not looked for
-    /// elsewhere: a second copy under another routing value is met by the read-back.
+    /// The second look: a "not found" may come from the wrong shard. Search lags behind until the next
+    /// refresh, so this only ever adds a document. What was found is not looked for elsewhere: a second copy
+    /// under another routing value is met by the read-back.
+    ///
+    /// Invariant (S6): a document under another routing value than the address's is not absent;
+    /// `a_document_under_another_routing_than_the_address_says_is_not_absent`.
     async fn search(
         &self,
         spots: &mut Vec<Spot>,
@@ -198,13 +216,12 @@ impl ElasticsearchSink {
             }
             return Ok(());
         }
-        for hit in page.hits.into_iter().filter(|hit| hit.doc.routing.is_some()) {
-            let theirs = places.iter().filter(|&&place| spots[place].doc.id == hit.doc.id);
-            let targets: Vec<usize> = theirs.map(|&place| spots[place].target).collect();
-            for target in targets {
-                let doc = Doc { index: index.to_owned(), ..hit.doc.clone() };
-                spots.push(Spot { target, doc, may_stray: false, read: Read::NotFound });
-            }
+        for hit in page.hits {
+            // Where it was read already it is not: the search shows what was there before.
+            let elsewhere = |doc: &Doc| doc.id == hit.doc.id && doc.routing != hit.doc.routing;
+            let theirs = places.iter().filter(|&&place| elsewhere(&spots[place].doc));
+            let strays: Vec<Spot> = theirs.map(|&place| spots[place].astray(&hit.doc)).collect();
+            spots.extend(strays);
         }
         Ok(())
     }
@@ -219,8 +236,13 @@ impl ElasticsearchSink {
         let mut deletes = Vec::new();
         for (place, spot) in spots.iter().enumerate() {
             let version = self.version(&batch[spot.target]);
+            let blocked = spot.blocked.as_ref().map(|why| Fault::blocked(String::from(&**why)));
             let (end, condition) = match (&spot.read, version) {
                 (Read::Fault(fault), _) => (Some(fault.clone()), None),
+                // Nothing is sent that is known to be refused: it is owed until the block is lifted.
+                (Read::Found(_), _) | (Read::NotFound, Some(_)) if blocked.is_some() => {
+                    (blocked, None)
+                }
                 // Also for what is not there: the delete then outranks an indexer that is late.
                 (Read::Found(_) | Read::NotFound, Some(version)) => {
                     (None, Some(Condition::Version(version)))
@@ -259,12 +281,24 @@ impl ElasticsearchSink {
             answered = true;
             for ((place, _), deleted) in part.into_iter().zip(answers) {
                 match deleted {
-                    Deleted::Done => ends[place] = Some(Fault::new(Verdict::Deleted, "deleted")),
+                    Deleted::Done => {
+                        self.blocks.deleted(&spots[place].doc.index);
+                        let said = match spots[place].has_strayed {
+                            true => "deleted; it had another routing value than the address",
+                            false => "deleted",
+                        };
+                        ends[place] = Some(Fault::new(Verdict::Deleted, said));
+                    }
                     Deleted::NotFound if spots[place].read == Read::NotFound => {
                         ends[place] = Some(absent("not found"));
                     }
                     Deleted::NotFound | Deleted::Conflict => open.push((place, deleted)),
-                    Deleted::Fault(fault) => ends[place] = Some(fault),
+                    Deleted::Fault(fault) => {
+                        if fault.is_block() {
+                            self.blocks.told(&spots[place].doc.index, &fault.said);
+                        }
+                        ends[place] = Some(fault);
+                    }
                 }
             }
         }
@@ -372,7 +406,21 @@ impl Spot {
         Self {
             target,
             doc: Doc { index: index.name.clone(), id: id.to_owned(), routing: own.cloned() },
-            may_stray: routing.is_none() && index.shards > 1,
+            may_stray: index.shards > 1,
+            has_strayed: false,
+            blocked: index.blocked().map(Arc::from),
+            read: Read::NotFound,
+        }
+    }
+
+    /// The same document, where a search showed it.
+    fn astray(&self, doc: &Doc) -> Self {
+        Self {
+            target: self.target,
+            doc: Doc { index: self.doc.index.clone(), ..doc.clone() },
+            may_stray: false,
+            has_strayed: true,
+            blocked: self.blocked.clone(),
             read: Read::NotFound,
         }
     }
@@ -413,7 +461,11 @@ impl Outcomes {
     fn finish(self) -> Vec<Outcome> {
         let nothing = || Fault::unknown("nothing was said of it");
         let ends = self.0.into_iter().map(|end| end.unwrap_or_else(nothing));
-        ends.map(|end| Outcome::new(end.verdict, end.said)).collect()
+        let outcome = |end: Fault| Outcome {
+            retry_after: end.retry_after,
+            ..Outcome::new(end.verdict, end.said)
+        };
+        ends.map(outcome).collect()
     }
 }
 

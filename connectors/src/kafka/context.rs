@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -48,6 +48,8 @@ pub(super) struct Shared {
     /// Held while a commit is on its way and while partitions are given up. Taken before the state.
     committing: Mutex<()>,
     pub(super) stop: AtomicBool,
+    /// Grows with every change of the assignments.
+    pub(super) rebalances: AtomicU64,
     on_gap: Box<dyn Fn(&Gap) + Send + Sync>,
 }
 
@@ -80,6 +82,7 @@ impl Shared {
             due: Condvar::new(),
             committing: Mutex::new(()),
             stop: AtomicBool::new(false),
+            rebalances: AtomicU64::new(0),
             on_gap,
         }
     }
@@ -353,6 +356,7 @@ impl ConsumerContext for Context {
         } else {
             self.revoke(consumer, partitions);
         }
+        self.shared.rebalances.fetch_add(1, Ordering::Release);
     }
 }
 

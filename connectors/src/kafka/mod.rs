@@ -9,6 +9,7 @@
 //! committed is decided in `log`, without I/O; `context` is what librdkafka calls back. `publisher` is
 //! the other way: it shares the settings, and nothing else.
 
+mod burst;
 mod check;
 mod committer;
 mod config;

@@ -6,18 +6,17 @@
 
 use std::sync::Arc;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use rdkafka::consumer::Consumer;
 use rdkafka::consumer::base_consumer::BaseConsumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use tombstream_model::{Event, Origin};
 use tracing::{debug, warn};
 
+use super::burst::Burst;
 use super::committer;
 use super::context::{Context, KafkaFault, Shared, count_error};
 use crate::log::Start;
@@ -42,6 +41,7 @@ pub(super) struct Reader {
     told: Option<Instant>,
     /// Offsets have to be checked: librdkafka found one that is not in the log.
     lost: bool,
+    burst: Burst,
 }
 
 /// Says that the reader ended, however it ends.
@@ -63,8 +63,14 @@ impl Drop for End {
 pub(super) fn run(consumer: Arc<BaseConsumer<Context>>, shared: Arc<Shared>, done: Sender<()>) {
     let end = End { shared: Arc::clone(&shared), done };
     let weak = Arc::downgrade(&consumer);
-    let mut reader =
-        Reader { consumer, shared: Arc::clone(&shared), full_since: None, told: None, lost: false };
+    let mut reader = Reader {
+        consumer,
+        shared: Arc::clone(&shared),
+        full_since: None,
+        told: None,
+        lost: false,
+        burst: Burst::default(),
+    };
     std::thread::scope(|scope| {
         let committing = std::thread::Builder::new()
             .name("kafka-commit".into())
@@ -110,46 +116,18 @@ impl Reader {
 
     fn poll(&mut self) {
         let consumer = Arc::clone(&self.consumer);
+        let (items, bytes) = self.shared.lock().buffer.room();
+        let items = items.clamp(1, BURST);
         let mut wait = POLL;
-        let mut read = 0;
-        while read < BURST {
+        while self.burst.len() < items && self.burst.bytes() <= bytes {
             match consumer.poll(wait) {
                 None => break,
-                Some(Ok(message)) => {
-                    read += 1;
-                    if self.keep(&message) {
-                        break;
-                    }
-                }
+                Some(Ok(message)) => self.burst.keep(&message, &self.shared),
                 Some(Err(error)) => self.judge(error),
             }
             wait = Duration::ZERO;
         }
-        if read > 0 {
-            self.shared.lock().buffer.publish();
-            self.shared.readable.notify_one();
-        }
-    }
-
-    /// Puts a message into the buffer, and says whether that is full now.
-    fn keep(&self, message: &BorrowedMessage<'_>) -> bool {
-        // Copied, since librdkafka frees whole fetches: one kept event would keep megabytes.
-        let key = message.key().map(Bytes::copy_from_slice);
-        let value = message.payload().map(Bytes::copy_from_slice);
-        let (partition, offset) = (message.partition(), message.offset());
-        let mut state = self.shared.lock();
-        if state.paused.contains(message.topic()) {
-            return state.buffer.is_full();
-        }
-        // A partition that is not ours is read by its owner.
-        if let Some((topic, assignment)) =
-            state.assignments.read(message.topic(), partition, offset)
-        {
-            let origin = Origin { topic, partition, offset };
-            let event = Event { origin, topic: None, key, value };
-            state.buffer.push(event, assignment);
-        }
-        state.buffer.is_full()
+        self.burst.flush(&self.shared);
     }
 
     /// Decides what an error means for the source.
@@ -302,6 +280,7 @@ impl Reader {
                 if matches!(start, Start::OutOfRange { .. }) {
                     // What is buffered stays: it was read, and can't be read again.
                     state.assignments.assign(topic, *partition, *start);
+                    self.shared.rebalances.fetch_add(1, Ordering::Release);
                 }
                 if state.resting || state.paused.contains(&**topic) {
                     paused.add_partition(topic, *partition);

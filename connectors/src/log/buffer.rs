@@ -52,6 +52,12 @@ impl Buffer {
         self.queue.len() >= self.items_max || self.bytes >= self.bytes_max
     }
 
+    /// How many more events there is room for, and how many bytes of them.
+    pub(crate) fn room(&self) -> (usize, usize) {
+        let items = self.items_max.saturating_sub(self.queue.len());
+        (items, self.bytes_max.saturating_sub(self.bytes))
+    }
+
     /// Whether reading that had to wait may go on.
     pub(crate) fn is_half_empty(&self) -> bool {
         self.queue.len() <= self.items_max / 2 && self.bytes <= self.bytes_max / 2

@@ -150,6 +150,25 @@ impl Assignments {
         self.get(topic, partition).is_some_and(|assigned| assigned.number == assignment)
     }
 
+    /// The number of a partition's assignment, and the topic's name to keep.
+    pub(crate) fn number(&self, topic: &str, partition: i32) -> Option<(Arc<str>, u64)> {
+        let (name, partitions) = self.topics.get_key_value(topic)?;
+        Some((Arc::clone(name), partitions.get(&partition)?.number))
+    }
+
+    /// Notes that everything before `next` was read under an assignment, if that is the one that counts.
+    pub(crate) fn advance(&mut self, topic: &str, partition: i32, number: u64, next: i64) -> bool {
+        let partitions = self.topics.get_mut(topic);
+        let assigned = partitions.and_then(|partitions| partitions.get_mut(&partition));
+        match assigned.filter(|assigned| assigned.number == number) {
+            Some(assigned) => {
+                assigned.next = Some(next);
+                true
+            }
+            None => false,
+        }
+    }
+
     /// Every partition with what is read next of it.
     pub(crate) fn positions(&self) -> Vec<(Arc<str>, i32, Option<i64>)> {
         let mut positions = Vec::new();
@@ -448,5 +467,22 @@ mod tests {
         assert_eq!(assignments.lag("t", 1, 0, 10), None);
         assignments.assign("t", 1, Start::Beginning);
         assert_eq!(assignments.lag("t", 1, 3, 10), Some(7));
+    }
+
+    #[test]
+    fn what_an_assignment_that_is_over_read_is_dropped() {
+        let mut assignments = Assignments::default();
+        let first = assignments.assign("t", 0, Start::Committed(100));
+        assert_eq!(assignments.number("t", 0), Some((Arc::from("t"), first)));
+        assert!(assignments.advance("t", 0, first, 105));
+        // Given up and taken in again: the group is at 100 still, and that is read again.
+        assignments.revoke("t", 0);
+        assert!(!assignments.advance("t", 0, first, 106));
+        let second = assignments.assign("t", 0, Start::Committed(100));
+        assert!(!assignments.advance("t", 0, first, 106));
+        assert_eq!(assignments.positions(), [(Arc::from("t"), 0, Some(100))]);
+        assert!(assignments.advance("t", 0, second, 101));
+        assert_eq!(assignments.positions(), [(Arc::from("t"), 0, Some(101))]);
+        assert_eq!((assignments.number("t", 1), assignments.number("u", 0)), (None, None));
     }
 }

@@ -77,7 +77,10 @@ impl ObjectStoreSink {
         let (bucket, text) = match address {
             Address::Object { bucket, key } => (bucket, key.as_str()),
             Address::Prefix { bucket, prefix } => (bucket, prefix.as_str()),
-            Address::Document { .. } | Address::Field { .. } => {
+            Address::Document { .. }
+            | Address::Field { .. }
+            | Address::Item { .. }
+            | Address::Row { .. } => {
                 return Err("not sent: not an address in an object store");
             }
         };

@@ -248,7 +248,8 @@ async fn published(
     })
 }
 
-/// Whether the guard triggers are installed, and fire for every session (S2).
+/// Whether the triggers of `tombstream migrate` are installed, and fire for every session (S2). An error is
+/// one without which less is kept than promised; what is good is said of the two that guard a restore.
 pub async fn guards(pool: &PgPool, relation: &Relation) -> Result<Vec<Finding>, sqlx::Error> {
     guards_of(&mut *pool.begin().await?, relation).await
 }
@@ -257,31 +258,69 @@ async fn guards_of(
     connection: &mut PgConnection,
     relation: &Relation,
 ) -> Result<Vec<Finding>, sqlx::Error> {
-    let mut findings = Vec::new();
-    for timing in ["before", "after"] {
-        let enabled: Option<String> = sqlx::query_scalar(
-            "select g.tgenabled::text from pg_trigger g join pg_class c on c.oid = g.tgrelid \
-             join pg_namespace n on n.oid = c.relnamespace \
-             where n.nspname = $1 and c.relname = $2 and g.tgname = $3",
-        )
-        .bind(&relation.schema)
-        .bind(&relation.table)
-        .bind(trigger_name(timing))
-        .persistent(false)
-        .fetch_optional(&mut *connection)
-        .await?;
-        findings.push(match enabled.as_deref() {
-            Some("A") => Finding::good(format!("the {timing} guard is installed")),
+    let enabled: Vec<(String, String)> = sqlx::query_as(
+        "select g.tgname::text, g.tgenabled::text from pg_trigger g \
+         join pg_class c on c.oid = g.tgrelid join pg_namespace n on n.oid = c.relnamespace \
+         where n.nspname = $1 and c.relname = $2",
+    )
+    .bind(&relation.schema)
+    .bind(&relation.table)
+    .persistent(false)
+    .fetch_all(&mut *connection)
+    .await?;
+    let finding = |wanted: WantedTrigger| {
+        let found = enabled.iter().find(|(name, _)| *name == wanted.name);
+        let WantedTrigger { what, without, .. } = wanted;
+        match found.map(|(_, enabled)| enabled.as_str()) {
+            Some("A") => Finding::good(format!("the {what} is installed")),
             Some(_) => Finding::error(format!(
-                "the {timing} guard is not `enable always`: run `tombstream migrate`"
+                "the {what} is not `enable always`: run `tombstream migrate`"
             )),
             None => Finding::error(format!(
-                "the {timing} guard is missing, so plain SQL can restore a claimed row: run \
-                 `tombstream migrate`"
+                "the {what} is missing, so {without}: run `tombstream migrate`"
             )),
-        });
+        }
+    };
+    Ok(wanted_triggers(relation).into_iter().map(finding).collect())
+}
+
+/// A trigger that `tombstream migrate` installs.
+struct WantedTrigger {
+    name: String,
+    what: &'static str,
+    /// What happens where it is missing.
+    without: &'static str,
+}
+
+fn wanted_triggers(relation: &Relation) -> Vec<WantedTrigger> {
+    let wanted =
+        |kind: &str, what, without| WantedTrigger { name: trigger_name(kind), what, without };
+    let restores = "plain SQL can restore a claimed row";
+    let mut triggers = vec![
+        wanted("before", "before guard", restores),
+        wanted("after", "after guard", restores),
+        wanted(
+            "arrived",
+            "guard over arriving rows",
+            match relation.on_hard_delete {
+                OnHardDelete::Ignore => "a row that is inserted with an old flag skips its grace",
+                OnHardDelete::Destroy => "no hard delete is claimed",
+            },
+        ),
+    ];
+    if relation.on_hard_delete == OnHardDelete::Destroy {
+        triggers.push(wanted("moved", "guard over changed keys", "no hard delete is claimed"));
     }
-    Ok(findings)
+    if super::moved::is_tracked(relation) {
+        let without = "copies at an address that a row has left are never destroyed";
+        triggers.push(wanted("address", "note of former addresses", without));
+    }
+    triggers.push(WantedTrigger {
+        name: super::roles::TRIGGER.to_owned(),
+        what: "last guard",
+        without: "a wrong statement of the pipeline's own role could remove living rows",
+    });
+    triggers
 }
 
 async fn index(connection: &mut PgConnection, relation: &Relation) -> Result<Finding, sqlx::Error> {

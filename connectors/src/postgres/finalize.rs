@@ -9,7 +9,10 @@ use std::sync::Arc;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use tracing::warn;
 
-use tombstream_model::{Ending, Key, LedgerError, Outcome, Relation, RelationId, Settled};
+use tombstream_model::{
+    Ending, HashedAddress, Key, LedgerError, Outcome, ReceiptAddress, ReceiptTarget, Relation,
+    RelationId, Settled,
+};
 
 use super::ledger::{PgLedger, Prepared, TargetEntry};
 use super::moved::forget_sql;
@@ -23,6 +26,9 @@ use super::table::{Table, is_held, key_arrays, literal};
 /// error the rows are still locked for a while.
 const BEGIN: &str = "begin isolation level read committed; \
     set local lock_timeout = '200ms'; set constraints all immediate";
+
+/// What stands for words of a store that held a key, where receipts name nobody.
+const WITHHELD: &str = "(withheld: it named the key)";
 
 /// The finalizing statements for one relation.
 #[derive(Debug)]
@@ -57,12 +63,13 @@ fn remove_sql(relation: &Relation) -> String {
     let relation_name = literal(&relation.name);
     format!(
         "with i as ( \
-             select * from unnest($1::bigint[], $2::bigint[], $3::text[], $4::boolean[]) \
-                 as i(id, token, targets, locked) \
+             select * from unnest($1::bigint[], $2::bigint[], $3::text[], $4::boolean[], $5::text[], $6::text[]) \
+                 as i(id, token, targets, locked, hashed_key, hashed_targets) \
          ), \
          held as ( \
              select d.id, d.key, d.flag, d.removed, d.waived, d.flip_lsn, d.claimed_at, d.cause, d.targets as planned, \
-                 i.targets::jsonb as targets, i.locked \
+                 i.targets::jsonb as targets, i.locked, d.hidden_at, i.hashed_key, i.hashed_targets, \
+                 pg_current_wal_insert_lsn() as locked_lsn \
              from tombstream.deletion d join i on d.id = i.id \
              where d.state = 'claimed' and d.lease_token = i.token and d.relation = {relation_name} \
              order by d.key for update of d skip locked \
@@ -130,10 +137,11 @@ policy does not let it go' \
          ), \
          {forget}receipts as ( \
              insert into tombstream.receipt \
-                 (deletion_id, relation, key, flag, flip_lsn, claimed_at, row_gone, targets, removed_lsn, waived, \
-                  cause) \
-             select id, {relation_name}, key, flag, flip_lsn, claimed_at, outcome = 'row_gone', targets, \
-                 pg_current_wal_insert_lsn(), waived, cause \
+                 (deletion_id, relation, key, flag, flip_lsn, hidden_at, claimed_at, row_gone, targets, \
+                 locked_lsn, removed_lsn, waived, hashed, cause) \
+             select id, {relation_name}, case when hashed_key is null then key else array[hashed_key] end, flag, flip_lsn, hidden_at, claimed_at, \
+                 outcome = 'row_gone', coalesce(hashed_targets::jsonb, targets), \
+                 locked_lsn, pg_current_wal_insert_lsn(), waived, hashed_key is not null, cause \
              from ended where outcome in ('finalized', 'row_gone') order by id \
          ) \
          select id, outcome from ended",
@@ -285,6 +293,13 @@ impl PgLedger {
         let tokens: Vec<i64> = batch.iter().map(|settled| settled.claimed.fence.token).collect();
         let targets =
             batch.iter().map(|settled| self.entries(settled)).collect::<Result<Vec<_>, _>>()?;
+        let (mut hashed_keys, mut hashed_targets) = (Vec::new(), Vec::new());
+        for settled in batch {
+            let hashed = self.hashed(&prepared.relation, settled)?;
+            let (key, targets) = hashed.map_or((None, None), |it| (Some(it.0), Some(it.1)));
+            hashed_keys.push(key);
+            hashed_targets.push(targets);
+        }
         let mine: Vec<bool> = batch
             .iter()
             .map(|settled| locked.binary_search(&settled.claimed.key).is_ok())
@@ -296,6 +311,8 @@ impl PgLedger {
             .bind(tokens)
             .bind(targets)
             .bind(mine)
+            .bind(hashed_keys)
+            .bind(hashed_targets)
             .fetch_all(connection)
             .await?;
         // A deletion that the statement did not see is another owner's, or is closed.
@@ -339,6 +356,34 @@ impl PgLedger {
             })
             .collect();
         json(&entries)
+    }
+
+    /// What stands on the receipt for key and targets, where it may name nobody.
+    ///
+    /// Invariant (S9): no key and no address in the clear, in what a store said neither;
+    /// `connectors/tests/live/receipts.rs::a_hashed_receipt_names_nobody_and_is_found_by_its_key`.
+    fn hashed(
+        &self,
+        relation: &Relation,
+        settled: &Settled,
+    ) -> Result<Option<(String, String)>, sqlx::Error> {
+        let Some(keyed) = &self.keyed else { return Ok(None) };
+        let claimed = &settled.claimed;
+        let targets = claimed.targets.iter().enumerate().map(|(n, it)| {
+            let address = &it.target.address;
+            let names: Vec<&str> = claimed.key.columns().chain(address.values()).collect();
+            let hashed = HashedAddress { hashed: keyed.address(&relation.name, address) };
+            ReceiptTarget {
+                store: self.store_name(it.target.store).to_string(),
+                address: ReceiptAddress::Hashed(hashed),
+                outcome: settled.outcomes.get(n).cloned().map(without_zeros).map(|outcome| {
+                    let tells = names.iter().any(|name| outcome.said.contains(name));
+                    Outcome { said: if tells { WITHHELD.into() } else { outcome.said }, ..outcome }
+                }),
+            }
+        });
+        let targets = json(&targets.collect::<Vec<_>>())?;
+        Ok(Some((keyed.key(&relation.name, &claimed.key).to_string(), targets)))
     }
 
     /// Keeps a deletion whose row the database refuses to remove for a person.

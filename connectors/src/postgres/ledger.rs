@@ -11,7 +11,7 @@ use sqlx::{ColumnIndex, PgPool, Row as _};
 
 use tombstream_model::{
     Candidate, Claimed, ClaimedTarget, DeadLetter, DeletionCause, DeletionId, Ending, Fence, Key,
-    Ledger, LedgerError, Lsn, Outcome, Relation, RelationId, Settled, StoreId, Target,
+    KeyedHash, Ledger, LedgerError, Lsn, Outcome, Relation, RelationId, Settled, StoreId, Target,
 };
 
 use super::claim::ClaimSql;
@@ -52,6 +52,8 @@ pub struct LedgerStore {
 pub struct PgLedger {
     pub(super) statements: Statements,
     pub(super) config: LedgerConfig,
+    /// Keys and addresses on receipts are hashes, if there is a secret.
+    pub(super) keyed: Option<KeyedHash>,
     relations: Vec<Prepared>,
     /// Stores that the ledger names and the configuration does not.
     former: Mutex<Vec<Arc<str>>>,
@@ -82,7 +84,14 @@ impl PgLedger {
     pub fn new(pool: PgPool, relations: Arc<[Relation]>, config: LedgerConfig) -> Self {
         let relations = relations.iter().map(Prepared::new).collect();
         let statements = Statements::new(pool, config.prepared_statements);
-        Self { statements, config, relations, former: Mutex::default() }
+        Self { statements, config, keyed: None, relations, former: Mutex::default() }
+    }
+
+    /// The same, whose receipts name nobody: keys and addresses are keyed hashes there.
+    #[must_use]
+    pub fn with_hashed_receipts(mut self, keyed: KeyedHash) -> Self {
+        self.keyed = Some(keyed);
+        self
     }
 
     pub(super) fn prepared(&self, relation: RelationId) -> &Prepared {

@@ -14,21 +14,26 @@ mod absent;
 mod again;
 mod arrival;
 mod audit;
+mod backfill;
 mod breaker;
 mod bury;
 mod check;
 mod claim;
 mod correct;
 mod decide;
+mod entries;
 mod export;
+mod filter;
 mod finalize;
 mod generation;
 mod guard;
+mod job;
 mod ledger;
 mod letters;
 mod migrate;
 mod moved;
 mod owe;
+mod plan;
 mod pool;
 mod positions;
 mod rehydrate;
@@ -36,23 +41,30 @@ mod removed;
 mod replication;
 mod resume;
 mod roles;
+mod seal;
 mod statement;
 mod status;
 mod stores;
 mod sweep;
 mod table;
+mod tally;
 mod tidy;
 mod version;
 
 pub use audit::{Audit, AuditConfig, AuditError, AuditRound, AuditSpan, AuditTally};
+pub use backfill::{Backfill, BackfillConfig, BackfillSpec, Progress, job_owner};
 pub use check::{Finding, Severity, check, check_ledger, guards, references};
 pub use correct::Resumed;
-pub use export::ReceiptExport;
+pub use entries::EntriesError;
+pub use export::{ReceiptExport, prove, receipts_of};
+pub use filter::{FUNCTIONS as FILTER_FUNCTIONS, FilterError};
 pub use generation::SeenServer;
 pub use guard::{InstallError, install_relation, relation_sql};
+pub use job::{Job, JobError, JobRow, forget_job, jobs};
 pub use ledger::{LedgerConfig, LedgerStore, PgLedger};
 pub use letters::{Letters, Redrive, Redriven, order_redrive};
 pub use migrate::{MigrateFailure, migrate};
+pub use plan::{Planned, PlannedAges, PlannedBreaker, PlannedRows, PlannedStore, plan};
 pub use pool::{connect, for_a_pooler};
 pub use positions::PgPositions;
 pub use rehydrate::{RehydrateError, publish_rehydrations};
@@ -63,11 +75,13 @@ pub use replication::{
 pub use roles::{
     API_ROLE, ApiRights, PIPELINE_ROLE, check_rights, relation_role_sql, role_sql, run_role_sql,
 };
+pub use seal::{SealError, Sealer, Sealing, Turn, sealing};
 pub use status::{
     AuditStatus, DeadLetterRow, OwedStore, PausedRelation, RelationStatus, Status, WaitingRelation,
     dead_letter, dead_letters, status, waiting,
 };
 pub use stores::{FormerStore, Waived, note_stores, waive_store};
 pub use sweep::{Sweep, SweepBell, SweepConfig};
+pub use tally::{Count, TalliedLedger, Tally};
 pub use tidy::{Retention, Tidied, tidy};
 pub use version::{LedgerVersion, check_version};

@@ -24,6 +24,11 @@ fn tracked(relation: &Relation) -> Vec<&str> {
     relation.template_columns().into_iter().filter(|name| !is_key(name)).collect()
 }
 
+/// Whether a row's address can change while its key does not.
+pub(super) fn is_tracked(relation: &Relation) -> bool {
+    !tracked(relation).is_empty()
+}
+
 /// The statements that note former addresses; or that take the trigger away where the key is all there is to
 /// an address.
 pub(super) fn moved_sql(relation: &Relation) -> Vec<String> {

@@ -34,6 +34,7 @@ pub(super) struct RemovedSql {
     lock: Arc<str>,
     due: Arc<str>,
     claim: Arc<str>,
+    close: Arc<str>,
 }
 
 impl RemovedSql {
@@ -44,18 +45,46 @@ impl RemovedSql {
             lock: lock_sql(relation).into(),
             due: due_sql(relation).into(),
             claim: claim_sql(relation).into(),
+            close: close_sql(relation).into(),
         }
     }
 }
 
 /// Whether a deletion of ours removed the row of `key`, as of an event at `lsn`: the receipt says where the
 /// log stood then. One that is claimed tells its own end.
-fn is_ours(name: &str, key: &str, lsn: &str) -> String {
+fn is_ours(name: &str, key: &str, hashed: &str, lsn: &str) -> String {
     format!(
-        "(exists (select from tombstream.receipt r where r.relation = {name} and r.key = {key} \
+        "(exists (select from tombstream.receipt r where r.relation = {name} \
+             and {of_key} \
              and ({lsn} is null or r.removed_lsn is null or {lsn} <= r.removed_lsn)) \
          or exists (select from tombstream.deletion d where d.relation = {name} and d.key = {key} \
-             and d.claimed_at is not null and d.state in ('claimed', 'parked')))"
+             and d.claimed_at is not null and d.state in ('claimed', 'parked')))",
+        of_key = is_of_key(key, hashed),
+    )
+}
+
+/// Whether the receipt `r` is of a key, in the clear or as its hash (null where there is none).
+fn is_of_key(key: &str, hashed: &str) -> String {
+    format!("(r.key = {key} or r.key = array[{hashed}] and r.hashed)")
+}
+
+/// Closes the receipts of the deletions that made these events: the row was locked from locked_lsn to removed_lsn,
+/// so no other removal of the key can be there.
+fn close_sql(relation: &Relation) -> String {
+    format!(
+        "with i as ( \
+             select array(select jsonb_array_elements_text(u.key::jsonb)) as key, \
+                 u.hashed, u.lsn::pg_lsn as lsn \
+             from unnest($1::text[], $2::text[], $3::text[]) as u(key, hashed, lsn) \
+         ) \
+         insert into tombstream.receipt_closed (deletion_id, removed_lsn) \
+         select r.deletion_id, min(i.lsn) from i join tombstream.receipt r \
+             on r.relation = {name} and {of_key} \
+         where not r.row_gone and i.lsn between r.locked_lsn and r.removed_lsn \
+         group by r.deletion_id order by r.deletion_id \
+         on conflict do nothing",
+        name = literal(&relation.name),
+        of_key = is_of_key("i.key", "i.hashed"),
     )
 }
 
@@ -69,7 +98,7 @@ fn vanished_sql(relation: &Relation) -> String {
     let key = format!("array[{}]", arrays.join(", "));
     format!(
         "with looked as ( \
-             select {key} as key, t.there, t.alive \
+             select {key} as key, k.hashed, t.there, t.alive \
              from {keys} left join lateral ( \
                  select true as there, ({is_set}) is not true as alive from {table} t where {matches} \
              ) t on true \
@@ -96,11 +125,11 @@ fn vanished_sql(relation: &Relation) -> String {
              from closed where restored and hidden_at is not null \
          ) \
          select key from gone",
-        keys = table.unnest_keys(1),
+        keys = table.unnest_keys_with(1, "hashed"),
         table = table.name(),
         is_set = table.is_set("t"),
         matches = table.matches_keys("t"),
-        ours = is_ours(&name, "looked.key", "null::pg_lsn"),
+        ours = is_ours(&name, "looked.key", "looked.hashed", "null::pg_lsn"),
     )
 }
 
@@ -112,8 +141,8 @@ fn record_sql(relation: &Relation) -> String {
     format!(
         "with i as ( \
              select array(select jsonb_array_elements_text(u.key::jsonb)) as key, \
-                 u.removed::jsonb as removed, u.lsn::pg_lsn as lsn \
-             from unnest($1::text[], $2::text[], $3::text[]) as u(key, removed, lsn) \
+                 u.removed::jsonb as removed, u.lsn::pg_lsn as lsn, u.hashed \
+             from unnest($1::text[], $2::text[], $3::text[], $4::text[]) as u(key, removed, lsn, hashed) \
          ) \
          insert into tombstream.deletion as d (relation, key, state, removed, flip_lsn, cause) \
          select {name}, i.key, 'pending', coalesce(i.removed, '{{}}'), i.lsn, 'hard_delete' from i \
@@ -131,7 +160,7 @@ fn record_sql(relation: &Relation) -> String {
          returning d.key",
         table = table.name(),
         matches = table.matches_array("t", "i.key"),
-        ours = is_ours(&name, "i.key", "i.lsn"),
+        ours = is_ours(&name, "i.key", "i.hashed", "i.lsn"),
     )
 }
 
@@ -284,6 +313,7 @@ impl PgLedger {
         prepared: &Prepared,
         removed: &[&Candidate],
     ) -> Result<Vec<Claimed>, LedgerError> {
+        self.close_receipts(prepared, removed).await?;
         match prepared.relation.on_hard_delete {
             OnHardDelete::Ignore => {
                 let keys: Vec<&Key> = removed.iter().map(|candidate| &candidate.key).collect();
@@ -299,6 +329,38 @@ impl PgLedger {
         }
     }
 
+    /// What of this is the end of a deletion of ours is its second entry, with the place in the log (S9).
+    async fn close_receipts(
+        &self,
+        prepared: &Prepared,
+        removed: &[&Candidate],
+    ) -> Result<(), LedgerError> {
+        let told: Vec<_> =
+            removed.iter().filter_map(|it| Some((&it.key, it.position?.lsn))).collect();
+        if told.is_empty() {
+            return Ok(());
+        }
+        let keys = keys_json(told.iter().map(|(key, _)| *key)).map_err(ledger_error)?;
+        let lsns: Vec<String> = told.iter().map(|(_, lsn)| lsn.to_string()).collect();
+        let hashes = self.key_hashes(prepared, told.iter().map(|(key, _)| *key));
+        let sql = AssertSqlSafe(Arc::clone(&prepared.removed.close));
+        let query = self.statements.query(sql).bind(keys).bind(hashes).bind(lsns);
+        let mut session = self.statements.session().await.map_err(ledger_error)?;
+        query.execute(&mut *session).await.map_err(ledger_error)?;
+        session.end().await.map_err(ledger_error)
+    }
+
+    /// What stands for each key on a receipt, where that is not the key.
+    fn key_hashes<'k>(
+        &self,
+        prepared: &Prepared,
+        keys: impl Iterator<Item = &'k Key>,
+    ) -> Vec<Option<String>> {
+        let name = &prepared.relation.name;
+        let hash = |key: &Key| Some(self.keyed.as_ref()?.key(name, key).to_string());
+        keys.map(hash).collect()
+    }
+
     /// A hard delete of a row that no deletion of ours removed leaves its copies behind: counted and
     /// alarmed, whatever `on_hard_delete` says (S3). Tombstream's own removal comes back here too.
     async fn report_vanished(
@@ -311,6 +373,7 @@ impl PgLedger {
         for column in key_arrays(&prepared.relation, removed.iter().copied()) {
             query = query.bind(column);
         }
+        query = query.bind(self.key_hashes(prepared, removed.iter().copied()));
         let mut session = self.statements.session().await.map_err(ledger_error)?;
         let vanished = query.fetch_all(&mut *session).await.map_err(ledger_error)?;
         session.end().await.map_err(ledger_error)?;
@@ -413,7 +476,8 @@ impl PgLedger {
             .query(sql)
             .bind(keys_json(removed.iter().map(|it| &it.key))?)
             .bind(rows)
-            .bind(lsns);
+            .bind(lsns)
+            .bind(self.key_hashes(prepared, removed.iter().map(|it| &it.key)));
         Ok(query.fetch_all(connection).await?.len() as u64)
     }
 

@@ -23,7 +23,7 @@ pub const API_ROLE: &str = "tombstream_api";
 pub(super) const UNCLAIMED_SQLSTATE: &str = "TS002";
 
 /// It looks before the guard of the flag, which would write into the ledger.
-const TRIGGER: &str = "zz_tombstream_a_last_guard";
+pub(super) const TRIGGER: &str = "zz_tombstream_a_last_guard";
 
 /// What the api serves of a relation, as far as its role needs rights for it.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +47,7 @@ const fn grant(table: &'static str, pipeline: &'static str, api: &'static str) -
 
 /// Everything in the ledger, by name: what is new has to be judged
 /// (`every_table_of_the_ledger_is_judged`).
-const LEDGER: [Grant; 24] = [
+const LEDGER: [Grant; 29] = [
     grant("migration", "select", "select"),
     grant(
         "deletion",
@@ -58,6 +58,9 @@ const LEDGER: [Grant; 24] = [
     grant("deletion_archive", "select", "select"),
     grant("deletion_all", "select", "select"),
     grant("receipt", "select, insert", "select"),
+    grant("receipt_closed", "select, insert", ""),
+    grant("receipt_block", "select, insert", ""),
+    grant("receipt_entry", "usage, select", ""),
     grant("hold", "select", "select, insert, update (until, released_at, released_by)"),
     grant("dead_letter", "select, insert, update", "select, update (redrive_at)"),
     grant("flip", "select", "select, insert"),
@@ -80,8 +83,13 @@ const LEDGER: [Grant; 24] = [
     grant("truncation", "select, insert", ""),
     grant("audit_pass", "select, insert, update", "select"),
     grant("audit_again", "select, insert, update, delete", "select"),
+    grant("job", "select, insert, update, delete", "select"),
+    grant("job_range", "select, insert, update, delete", "select"),
     grant("lease_token", "usage", ""),
 ];
+
+/// What of it are sequences.
+const SEQUENCES: [&str; 2] = ["lease_token", "receipt_entry"];
 
 /// The statements that give `relation` its last guard. Each may be run again.
 pub(super) fn last_guard_sql(relation: &Relation) -> [String; 3] {
@@ -152,7 +160,7 @@ pub fn role_sql() -> Vec<String> {
         statements.push(format!("grant usage on schema tombstream to {role}"));
     }
     for Grant { table, pipeline, api } in LEDGER {
-        let kind = if table == "lease_token" { "sequence" } else { "table" };
+        let kind = if SEQUENCES.contains(&table) { "sequence" } else { "table" };
         for (role, rights) in [(PIPELINE_ROLE, pipeline), (API_ROLE, api)] {
             if !rights.is_empty() {
                 statements.push(format!("grant {rights} on {kind} tombstream.{table} to {role}"));
@@ -305,11 +313,11 @@ impl Login {
                 needs(&relation.schema, &relation.table, right);
             }
         }
-        for Grant { table, pipeline, api } in LEDGER.iter().filter(|it| it.table != "lease_token") {
+        for Grant { table, pipeline, api } in LEDGER {
             // A list of columns is left out: any of them will do here.
             let granted = if of_api { api } else { pipeline };
             for right in granted.split(", ").filter_map(|right| right.split(' ').next()) {
-                if ["select", "insert", "update", "delete"].contains(&right) {
+                if ["select", "insert", "update", "delete", "usage"].contains(&right) {
                     needs("tombstream", table, right);
                 }
             }
@@ -317,13 +325,14 @@ impl Login {
         // Looked up in the catalog: a name in a schema without the right to use it is an error.
         sqlx::query_scalar(
             "select case when has_schema_privilege(n.oid, 'usage') \
-                 then i.want || ' ' else 'use the schema of ' end || i.schema || '.' || i.name \
+                 then case i.want when 'usage' then 'use' else i.want end || ' ' else 'use the schema of ' end || i.schema || '.' || i.name \
              from unnest($1::text[], $2::text[], $3::text[]) with ordinality \
                  as i(schema, name, want, n) \
              join pg_catalog.pg_namespace n on n.nspname = i.schema \
              join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = i.name \
-             where not has_schema_privilege(n.oid, 'usage') or not case i.want \
-                 when 'delete' then has_table_privilege(c.oid, i.want) \
+             where not has_schema_privilege(n.oid, 'usage') or not case \
+                 when c.relkind = 'S' then has_sequence_privilege(c.oid, i.want) \
+                 when i.want = 'delete' then has_table_privilege(c.oid, i.want) \
                  else has_any_column_privilege(c.oid, i.want) end \
              order by i.n",
         )

@@ -71,7 +71,26 @@ impl Statements {
         &self,
         begin: &'static str,
     ) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-        self.pool.begin_with(begin).await
+        whole(&self.pool, begin).await
+    }
+}
+
+/// Begins a transaction, or has not begun one.
+///
+/// sqlx gives a connection back to the pool in the middle of its `begin` when the future is dropped just then, and
+/// rolls nothing back: whoever gets it next writes into a transaction that nobody commits. Sources and stages
+/// drop futures all the time. So the `begin` has a task of its own, which is carried through; a transaction that
+/// nobody waits for any more is rolled back where it is dropped.
+///
+/// Invariant (S7): `a_begin_that_is_given_up_leaves_no_transaction_behind`.
+pub(super) async fn whole(
+    pool: &PgPool,
+    begin: &'static str,
+) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    let pool = pool.clone();
+    match tokio::spawn(async move { pool.begin_with(begin).await }).await {
+        Ok(begun) => begun,
+        Err(_) => Err(sqlx::Error::WorkerCrashed),
     }
 }
 

@@ -4,6 +4,8 @@ use serde::Serialize;
 use sqlx::PgPool;
 use sqlx::types::Json;
 
+use super::seal::{Sealing, sealing_in};
+
 /// Where everything stands. One snapshot.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
@@ -19,6 +21,8 @@ pub struct Status {
     pub audit: Vec<AuditStatus>,
     /// How many messages could not be decoded and are not resolved.
     pub dead_letters: i64,
+    /// How far the receipts are sealed.
+    pub receipts: Sealing,
 }
 
 /// How far a pass of the audit is with one relation's copies in one store.
@@ -232,8 +236,9 @@ pub async fn status(pool: &PgPool) -> Result<Status, sqlx::Error> {
     .persistent(false)
     .fetch_all(&mut *snapshot)
     .await?;
+    let receipts = sealing_in(&mut snapshot).await?;
     snapshot.rollback().await?;
-    Ok(Status { relations, owed, paused, waiting, audit, dead_letters })
+    Ok(Status { relations, owed, paused, waiting, audit, dead_letters, receipts })
 }
 
 /// Dead letters with an id above `after`, oldest first, at most `limit`.

@@ -102,6 +102,14 @@ impl<'a> Table<'a> {
         format!("unnest({}) as k({})", arrays.join(", "), names.join(", "))
     }
 
+    /// The same, with one more text beside each key: `k.NAME`.
+    pub(super) fn unnest_keys_with(&self, first: usize, name: &str) -> String {
+        let count = self.relation.key.len();
+        let arrays: Vec<_> = (first..=first + count).map(|n| format!("${n}::text[]")).collect();
+        let names: Vec<_> = (0..count).map(|n| format!("k{n}")).collect();
+        format!("unnest({}) as k({}, {name})", arrays.join(", "), names.join(", "))
+    }
+
     /// `t."id" = k.k0::uuid and …`.
     pub(super) fn matches_keys(&self, alias: &str) -> String {
         self.matches(alias, |n| format!("k.k{n}"))

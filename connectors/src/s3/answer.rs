@@ -2,6 +2,7 @@
 //!
 //! S3 answers 200 with errors inside, lists only errors when asked to be quiet (so it never is),
 //! calls a missing key deleted, and calls a delete marker deleted too, which erases nothing.
+//! Listings of versions and uploads are read in `listing.rs`.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -17,6 +18,7 @@ pub(super) struct Reply {
     pub(super) retry_after: Option<Duration>,
     /// `x-amz-delete-marker: true`.
     pub(super) delete_marker: bool,
+    pub(super) etag: Option<String>,
     pub(super) body: Vec<u8>,
 }
 
@@ -24,6 +26,8 @@ pub(super) struct Reply {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked<'a> {
     pub(super) key: &'a str,
+    /// One version of it, or marker; else whatever a read of the key would find.
+    pub(super) version: Option<&'a str>,
     /// None where nobody looked.
     pub(super) probed: Option<Presence>,
 }
@@ -52,19 +56,18 @@ pub enum ObjectLock {
     Unknown(String),
 }
 
-/// One page of a listing.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Listing {
-    pub(super) keys: Vec<String>,
-    /// Delete markers; only a listing of versions has them.
-    pub(super) markers: usize,
-    pub(super) truncated: bool,
+/// What a `DeleteObjects` was answered.
+#[derive(Debug)]
+pub(super) struct Deleted {
+    /// In the order of what was asked.
+    pub(super) outcomes: Vec<Outcome>,
+    /// Whether a key was refused because there were too many.
+    pub(super) throttled: bool,
 }
 
-/// Why a versioned bucket's objects are refused.
-pub(super) const VERSIONED: &str = "versioned bucket: a delete marker erases nothing, and the \
-     versions stay; use an unversioned bucket, or a release of Tombstream \
-     that erases versions";
+/// What a delete without a version proves where it left a marker: that the bucket is versioned.
+pub(super) const VERSIONED: &str =
+    "the bucket is versioned: a delete marker erases nothing, so its versions are asked for";
 
 /// The body of an answer that did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +102,7 @@ fn unavailable(status: u16, code: &str) -> SinkError {
     SinkError::Unavailable(Box::new(Failure { status, code: excerpt(code) }))
 }
 
-fn is_throttling(code: &str) -> bool {
+pub(super) fn is_throttling(code: &str) -> bool {
     matches!(
         code,
         "SlowDown"
@@ -125,11 +128,14 @@ fn is_passing(code: &str) -> bool {
 /// names no key that was not asked for. One that does answers another request, and proves nothing
 /// of any key. `a_key_that_the_answer_leaves_out_is_unknown`,
 /// `an_answer_to_another_request_proves_nothing`, `an_answer_cut_anywhere_proves_nothing`.
-pub(super) fn deleted(asked: &[Asked<'_>], reply: &Reply) -> Result<Vec<Outcome>, SinkError> {
+pub(super) fn deleted(asked: &[Asked<'_>], reply: &Reply) -> Result<Deleted, SinkError> {
     if reply.status != 200 {
         return Err(failure(reply));
     }
-    let unknown = |why: String| Ok(vec![Outcome::new(Verdict::Unknown, why); asked.len()]);
+    let unknown = |why: String| {
+        let outcomes = vec![Outcome::new(Verdict::Unknown, why); asked.len()];
+        Ok(Deleted { outcomes, throttled: false })
+    };
     let root = match Element::parse(&reply.body) {
         Ok(root) => root,
         Err(why) => return unknown(format!("an answer that does not parse: {}", excerpt(&why))),
@@ -140,9 +146,12 @@ pub(super) fn deleted(asked: &[Asked<'_>], reply: &Reply) -> Result<Vec<Outcome>
         "Error" => return Err(failure(reply)),
         other => return unknown(format!("an answer of another kind: {}", excerpt(other))),
     }
-    let places: HashMap<&str, usize> =
-        asked.iter().enumerate().map(|(place, asked)| (asked.key, place)).collect();
+    let mut places: HashMap<(&str, Option<&str>), usize> = HashMap::new();
+    for (place, asked) in asked.iter().enumerate() {
+        places.insert((asked.key, asked.version), place);
+    }
     let mut outcomes: Vec<Option<Outcome>> = vec![None; asked.len()];
+    let mut throttled = false;
     for entry in &root.children {
         let outcome = match entry.name.as_str() {
             "Deleted" => None,
@@ -151,14 +160,32 @@ pub(super) fn deleted(asked: &[Asked<'_>], reply: &Reply) -> Result<Vec<Outcome>
                 if code == "NoSuchBucket" {
                     return Err(SinkError::Missing("http 200, NoSuchBucket for a key".into()));
                 }
+                throttled |= is_throttling(code);
                 Some(refused_key(code, entry.child("Message").unwrap_or("")))
             }
             _ => continue,
         };
-        let Some(&place) = entry.child("Key").and_then(|key| places.get(key)) else {
-            return unknown("an answer that names a key which was not asked for".into());
+        // An entry speaks for the version that it names, and for no other of its key. Some servers
+        // leave the version out of an error: that is true of whichever was meant.
+        let Some(key) = entry.child("Key") else {
+            return unknown("an answer with an entry without key".into());
         };
-        let outcome = outcome.unwrap_or_else(|| deleted_key(entry, asked[place].probed));
+        let version = entry.child("VersionId").filter(|version| !version.is_empty());
+        let at = places.get(&(key, version)).or_else(|| places.get(&(key, None)));
+        let Some(&place) = at else {
+            let of_key = |(place, asked): (usize, &Asked<'_>)| (asked.key == key).then_some(place);
+            let meant: Vec<usize> = asked.iter().enumerate().filter_map(of_key).collect();
+            match outcome {
+                Some(error) if version.is_none() && !meant.is_empty() => {
+                    for place in meant {
+                        outcomes[place].get_or_insert_with(|| error.clone());
+                    }
+                    continue;
+                }
+                _ => return unknown("an answer that names what was not asked for".into()),
+            }
+        };
+        let outcome = outcome.unwrap_or_else(|| deleted_key(entry, &asked[place]));
         let said_twice = outcomes[place].is_some();
         outcomes[place] = Some(if said_twice {
             Outcome::new(Verdict::Unknown, "the answer names the key twice")
@@ -167,14 +194,80 @@ pub(super) fn deleted(asked: &[Asked<'_>], reply: &Reply) -> Result<Vec<Outcome>
         });
     }
     let missing = || Outcome::new(Verdict::Unknown, "the answer leaves the key out");
-    Ok(outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(missing)).collect())
+    let outcomes = outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(missing)).collect();
+    Ok(Deleted { outcomes, throttled })
 }
 
-fn deleted_key(entry: &Element, probed: Option<Presence>) -> Outcome {
+/// What the answer to a `DeleteObject` proves of its key.
+pub(super) fn deleted_one(asked: &Asked<'_>, reply: &Reply) -> Result<Outcome, SinkError> {
+    match reply.status {
+        200 | 204 if asked.version.is_none() && reply.delete_marker => {
+            Ok(Outcome::new(Verdict::Busy, VERSIONED))
+        }
+        200 | 204 => Ok(deleted_probed(asked.probed, reply.status)),
+        status => match code(reply).as_deref() {
+            Some(code @ ("NoSuchKey" | "NoSuchVersion")) => {
+                Ok(Outcome::new(Verdict::Absent, format!("{status} {code}")))
+            }
+            Some("PreconditionFailed") => Ok(changed()),
+            _ => Err(failure(reply)),
+        },
+    }
+}
+
+/// The code of an answer that did not succeed.
+pub(super) fn code(reply: &Reply) -> Option<String> {
+    let element = Element::parse(&reply.body).ok().filter(|element| element.name == "Error")?;
+    element.child("Code").map(str::to_owned)
+}
+
+/// Whether a server says that it takes no `DeleteObjects`.
+pub(super) fn is_not_offered(reply: &Reply) -> bool {
+    let named = || matches!(code(reply).as_deref(), Some("NotImplemented" | "MethodNotAllowed"));
+    matches!(reply.status, 405 | 501) || (reply.status >= 400 && named())
+}
+
+/// Whether a server may have refused a request for its kind of checksum.
+pub(super) fn is_checksum_refused(reply: &Reply) -> bool {
+    let codes = ["InvalidRequest", "InvalidArgument", "MissingContentMD5", "InvalidDigest"];
+    reply.status == 400 && code(reply).is_some_and(|code| codes.contains(&code.as_str()))
+}
+
+/// Whether one locked object had a whole request refused, as some servers do.
+pub(super) fn is_locked_as_a_whole(reply: &Reply) -> bool {
+    let message = Element::parse(&reply.body)
+        .ok()
+        .and_then(|error| error.child("Message").map(str::to_lowercase));
+    matches!(reply.status, 400 | 403) && message.is_some_and(|text| text.contains("object lock"))
+}
+
+/// What is said of a key whose condition did not hold. It is looked at again, and judged then.
+pub(super) const CHANGED: &str = "PreconditionFailed: it changed since it was looked at";
+
+fn changed() -> Outcome {
+    Outcome::new(Verdict::Busy, CHANGED)
+}
+
+fn deleted_key(entry: &Element, asked: &Asked<'_>) -> Outcome {
     let marker = entry.child("DeleteMarker").is_some_and(|text| text.trim() == "true")
         || entry.child("DeleteMarkerVersionId").is_some();
-    if marker {
-        return Outcome::new(Verdict::Refused, VERSIONED);
+    // Where a version was named, it is the marker that was deleted.
+    if marker && asked.version.is_none() {
+        return Outcome::new(Verdict::Busy, VERSIONED);
+    }
+    deleted_probed(asked.probed, 200)
+}
+
+fn deleted_probed(probed: Option<Presence>, status: u16) -> Outcome {
+    if status != 200 {
+        return match probed {
+            Some(Presence::Absent) => Outcome::new(Verdict::Absent, "204, was not there"),
+            Some(Presence::Unknown) => {
+                Outcome::new(Verdict::Unknown, "204, but a delete marker stood before it")
+            }
+            Some(Presence::Present) => Outcome::new(Verdict::Deleted, "204, was there"),
+            None => Outcome::new(Verdict::Deleted, "204, not probed"),
+        };
     }
     match probed {
         Some(Presence::Present) => Outcome::new(Verdict::Deleted, "200 Deleted, was there"),
@@ -189,7 +282,8 @@ fn deleted_key(entry: &Element, probed: Option<Presence>) -> Outcome {
 /// What an error inside a 200 proves of its key.
 fn refused_key(code: &str, message: &str) -> Outcome {
     let verdict = match code {
-        "NoSuchKey" => Verdict::Absent,
+        "NoSuchKey" | "NoSuchVersion" => Verdict::Absent,
+        "PreconditionFailed" => return changed(),
         _ if is_throttling(code) || is_passing(code) => Verdict::Busy,
         "AccessDenied"
         | "InvalidObjectState"
@@ -220,8 +314,50 @@ pub(super) fn head(reply: &Reply) -> Result<Presence, SinkError> {
     }
 }
 
-/// The page of a listing of `prefix` in `bucket`: of objects, or of versions.
-pub(super) fn listing(bucket: &str, prefix: &str, reply: &Reply) -> Result<Listing, SinkError> {
+/// The keys of a page of objects that begin with `prefix`.
+pub(super) fn listing(bucket: &str, prefix: &str, reply: &Reply) -> Result<Vec<String>, SinkError> {
+    let (root, text) = listed(bucket, "Name", prefix, reply, &["ListBucketResult"])?;
+    let protocol = |why: &str| SinkError::Protocol(format!("a listing {why}"));
+    let mut keys = Vec::new();
+    for entry in root.children.iter().filter(|entry| entry.name == "Contents") {
+        let key = entry.child("Key").ok_or_else(|| protocol("with an entry without key"))?;
+        let key = text.read(key)?;
+        if !key.starts_with(prefix) {
+            return Err(protocol("with a key outside of its prefix"));
+        }
+        keys.push(key);
+    }
+    if is_truncated(&root)? && keys.is_empty() {
+        return Err(protocol("that is empty and not whole"));
+    }
+    Ok(keys)
+}
+
+/// How the texts of a listing are written.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Text {
+    encoded: bool,
+}
+
+impl Text {
+    pub(super) fn read(self, text: &str) -> Result<String, SinkError> {
+        match self.encoded {
+            true => decode(text).ok_or_else(|| {
+                SinkError::Protocol("a listing with a key that does not decode".into())
+            }),
+            false => Ok(text.to_owned()),
+        }
+    }
+}
+
+/// A listing of one of `names`, of this bucket and this prefix.
+pub(super) fn listed(
+    bucket: &str,
+    bucket_in: &str,
+    prefix: &str,
+    reply: &Reply,
+    names: &[&str],
+) -> Result<(Element, Text), SinkError> {
     if reply.status != 200 {
         return Err(failure(reply));
     }
@@ -229,51 +365,30 @@ pub(super) fn listing(bucket: &str, prefix: &str, reply: &Reply) -> Result<Listi
     let root = Element::parse(&reply.body)
         .map_err(|why| protocol(&format!("that does not parse: {}", excerpt(&why))))?;
     match root.name.as_str() {
-        "ListBucketResult" | "ListVersionsResult" => {}
+        name if names.contains(&name) => {}
         "Error" => return Err(failure(reply)),
         _ => return Err(protocol("of another kind")),
     }
-    let encoded = root.child("EncodingType") == Some("url");
-    let read = |text: &str| match encoded {
-        true => decode(text).ok_or_else(|| protocol("with a key that does not decode")),
-        false => Ok(text.to_owned()),
-    };
-    if root.child("Name") != Some(bucket) {
+    let text = Text { encoded: root.child("EncodingType") == Some("url") };
+    if root.child(bucket_in) != Some(bucket) {
         return Err(protocol("of another bucket"));
     }
     if let Some(echo) = root.child("Prefix")
-        && read(echo)? != prefix
+        && text.read(echo)? != prefix
         && echo != prefix
     {
         return Err(protocol("of another prefix"));
     }
-    let mut listing = Listing {
-        truncated: match root.child("IsTruncated") {
-            Some("true") => true,
-            Some("false") => false,
-            _ => return Err(protocol("that does not say whether it is whole")),
-        },
-        ..Listing::default()
-    };
-    for entry in &root.children {
-        match entry.name.as_str() {
-            "Contents" | "Version" => {
-                let key =
-                    entry.child("Key").ok_or_else(|| protocol("with an entry without key"))?;
-                let key = read(key)?;
-                if !key.starts_with(prefix) {
-                    return Err(protocol("with a key outside of its prefix"));
-                }
-                listing.keys.push(key);
-            }
-            "DeleteMarker" => listing.markers += 1,
-            _ => {}
-        }
+    Ok((root, text))
+}
+
+/// Whether a listing goes on.
+pub(super) fn is_truncated(root: &Element) -> Result<bool, SinkError> {
+    match root.child("IsTruncated") {
+        Some("true") => Ok(true),
+        Some("false") => Ok(false),
+        _ => Err(SinkError::Protocol("a listing that does not say whether it is whole".to_owned())),
     }
-    if listing.truncated && listing.keys.is_empty() && listing.markers == 0 {
-        return Err(protocol("that is empty and not whole"));
-    }
-    Ok(listing)
 }
 
 /// Undoes `encoding-type=url`, in which AWS and others write a space as `+`.
@@ -319,7 +434,7 @@ pub(super) fn object_lock(reply: &Reply) -> Result<ObjectLock, SinkError> {
 }
 
 /// A bucket's setting, or the reason why it is not known. What is unset reads as empty.
-fn setting(
+pub(super) fn setting(
     reply: &Reply,
     root: &str,
     unset: &[&str],
@@ -343,7 +458,7 @@ fn setting(
 }
 
 /// What a store said, short and without line breaks: it goes into logs and receipts.
-fn excerpt(text: &str) -> String {
+pub(super) fn excerpt(text: &str) -> String {
     text.chars().map(|char| if char.is_control() { ' ' } else { char }).take(200).collect()
 }
 

@@ -8,11 +8,11 @@ fn reply(status: u16, body: &str) -> Reply {
 }
 
 fn asked(keys: &[&'static str]) -> Vec<Asked<'static>> {
-    keys.iter().map(|key| Asked { key, probed: Some(Presence::Present) }).collect()
+    keys.iter().map(|key| Asked { key, version: None, probed: Some(Presence::Present) }).collect()
 }
 
 fn verdicts(keys: &[&'static str], body: &str) -> Vec<Verdict> {
-    let outcomes = deleted(&asked(keys), &reply(200, body)).unwrap();
+    let outcomes = deleted(&asked(keys), &reply(200, body)).unwrap().outcomes;
     outcomes.iter().map(|outcome| outcome.verdict).collect()
 }
 
@@ -85,13 +85,41 @@ fn a_key_named_twice_is_unknown_whatever_is_said() {
 
 #[test]
 fn a_delete_marker_erases_nothing() {
-    let outcomes = deleted(&asked(&["a"]), &reply(200, MARKER)).unwrap();
-    assert_eq!(outcomes[0].verdict, Refused);
-    assert!(outcomes[0].said.contains("versioned bucket"), "{}", outcomes[0].said);
+    let outcomes = deleted(&asked(&["a"]), &reply(200, MARKER)).unwrap().outcomes;
+    assert_eq!((outcomes[0].verdict, &*outcomes[0].said), (Busy, VERSIONED));
     let only_id = MARKER.replace("<DeleteMarker>true</DeleteMarker>", "");
-    assert_eq!(verdicts(&["a"], &only_id), [Refused]);
+    assert_eq!(verdicts(&["a"], &only_id), [Busy]);
+    // Object by object.
+    let marker = Reply { status: 204, delete_marker: true, ..Reply::default() };
+    assert_eq!(deleted_one(&asked(&["a"])[0], &marker).unwrap().said, VERSIONED);
     let no_marker = MARKER.replace("true", "false").replace("DeleteMarkerVersionId", "VersionId");
     assert_eq!(verdicts(&["a"], &no_marker), [Deleted]);
+}
+
+/// versitygw 1.8.0, and an older one, which leaves the version out of an error.
+#[test]
+fn each_version_is_judged_by_its_own_entry() {
+    let of = |version| Asked { key: "k", version: Some(version), probed: Some(Presence::Present) };
+    let judge = |inner: &str| {
+        let body = format!("<DeleteResult>{inner}</DeleteResult>");
+        let outcomes = deleted(&[of("1"), of("2")], &reply(200, &body)).unwrap().outcomes;
+        outcomes.iter().map(|outcome| outcome.verdict).collect::<Vec<_>>()
+    };
+    let gone =
+        |version: &str| format!("<Deleted><Key>k</Key><VersionId>{version}</VersionId></Deleted>");
+    let marker = "<Deleted><DeleteMarker>true</DeleteMarker><DeleteMarkerVersionId>2\
+        </DeleteMarkerVersionId><Key>k</Key><VersionId>2</VersionId></Deleted>";
+    let locked = "<Error><Code>AccessDenied</Code><Key>k</Key><VersionId>2</VersionId></Error>";
+    assert_eq!(judge(&(gone("1") + &gone("2"))), [Deleted, Deleted]);
+    assert_eq!(judge(&(gone("1") + marker)), [Deleted, Deleted], "a marker that was named");
+    assert_eq!(judge(&(gone("1") + locked)), [Deleted, Refused]);
+    let nameless = locked.replace("<VersionId>2</VersionId>", "");
+    assert_eq!(judge(&(gone("1") + &nameless)), [Deleted, Refused]);
+    assert_eq!(judge(&nameless), [Refused, Refused], "it may be either");
+    assert_eq!(judge(&gone("1")), [Deleted, Unknown]);
+    // Not which version, and so of none.
+    assert_eq!(judge("<Deleted><Key>k</Key></Deleted>"), [Unknown, Unknown]);
+    assert_eq!(judge(&(gone("1") + &gone("3"))), [Unknown, Unknown]);
 }
 
 #[test]
@@ -129,7 +157,9 @@ fn what_was_there_is_told_from_what_was_not() {
         (Some(Presence::Unknown), Unknown, "marker"),
         (None, Deleted, "not probed"),
     ] {
-        let outcomes = deleted(&[Asked { key: "a", probed }], &reply(200, body)).unwrap();
+        let outcomes =
+            deleted(&[Asked { key: "a", version: None, probed }], &reply(200, body)).unwrap();
+        let outcomes = outcomes.outcomes;
         assert_eq!(outcomes[0].verdict, verdict);
         assert!(outcomes[0].said.contains(said), "{}", outcomes[0].said);
     }
@@ -212,7 +242,7 @@ const LISTING: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
 #[test]
 fn a_listing_names_keys_of_its_prefix_alone() {
     let read = |body: &str| listing("documents", "docs/1 2/", &reply(200, body));
-    let keys = read(LISTING).unwrap().keys;
+    let keys = read(LISTING).unwrap();
     assert_eq!(keys, ["docs/1 2/a+b", "docs/1 2/\u{1}", "docs/1 2/%"]);
     for (from, to, why) in [
         ("<Name>documents", "<Name>others", "another bucket"),
@@ -229,7 +259,7 @@ fn a_listing_names_keys_of_its_prefix_alone() {
     }
     let plain = "<ListBucketResult><Name>documents</Name><IsTruncated>false</IsTruncated><Contents>\
         <Key>docs/1 2/a+b%20</Key></Contents><EncodingType></EncodingType></ListBucketResult>";
-    assert_eq!(read(plain).unwrap().keys, ["docs/1 2/a+b%20"]);
+    assert_eq!(read(plain).unwrap(), ["docs/1 2/a+b%20"]);
     let empty = "<ListBucketResult><Name>documents</Name><IsTruncated>true</IsTruncated>\
         </ListBucketResult>";
     assert!(read(empty).unwrap_err().to_string().contains("not whole"));

@@ -1,7 +1,7 @@
 //! What the S3 sink has to be told.
 
 use std::collections::BTreeSet;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -37,6 +37,22 @@ pub struct S3Config {
     /// How a deleted key is told from one that was never there. Default `head`.
     #[serde(default)]
     pub probe: Probe,
+    /// What is erased of a versioned bucket. Default `all_versions`.
+    #[serde(default)]
+    pub erase: Erase,
+    /// What proves to the server that a request arrived whole. Default `auto`.
+    #[serde(default)]
+    pub checksum: Checksum,
+    /// Whether a delete names the `ETag` that was looked at. Default `auto`.
+    #[serde(default)]
+    pub conditional: Conditional,
+    /// Most keys a second of one prefix, versions counted. Default 3,500: what S3 takes.
+    #[serde(default = "default_rate")]
+    pub rate_per_prefix: NonZeroU32,
+    /// How many segments of a key, after `prefix`, make it another prefix. Default 0: the rate is the
+    /// bucket's, since S3 divides a bucket only once it is busy, and does not say where.
+    #[serde(default)]
+    pub rate_depth: usize,
     /// Most requests in flight for one batch while it is probed or looked up. Default 32: a store
     /// that takes 20 ms to answer probes a thousand keys in 0.6 s. On loopback 4 to 128 are alike.
     #[serde(default = "default_in_flight")]
@@ -52,6 +68,49 @@ pub struct S3Config {
     /// environment, profile, web identity, container, instance.
     #[serde(skip)]
     pub credentials: Option<S3Credentials>,
+}
+
+/// What is erased of a versioned bucket. Of an unversioned one it is the object in both cases.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Erase {
+    /// Every version, every delete marker and every unfinished upload of a key, listed again until
+    /// nothing is left; unfinished uploads in unversioned buckets, too. The default: "deleted" on a
+    /// receipt must mean gone (S6), and who wants less has to say so.
+    #[default]
+    AllVersions,
+    /// The version that a read finds. Older ones stay behind a delete marker, and the receipt says
+    /// how many.
+    Current,
+}
+
+/// What proves to the server that the body of a `DeleteObjects` arrived whole; it demands one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Checksum {
+    /// `Content-MD5`, which every server knows, until one refuses it; from then on CRC32.
+    #[default]
+    Auto,
+    /// `x-amz-checksum-crc32`.
+    Crc32,
+    /// `Content-MD5`.
+    Md5,
+}
+
+/// Whether the delete of an object without versions names the `ETag` that the probe saw, so that
+/// bytes written in between stay (S5). An `ETag` is no version: the same bytes have the same one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Conditional {
+    /// Where the server enforces it in a `DeleteObjects`, which costs nothing more. Learned from the first
+    /// object that is to go anyway.
+    #[default]
+    Auto,
+    /// Nowhere.
+    Never,
+    /// Everywhere: object by object where the server enforces it only there, and an error where it does
+    /// not enforce it at all. Learned from an object that is written for it.
+    Required,
 }
 
 /// How a deleted key is told from one that was never there: S3 answers both alike.
@@ -99,6 +158,9 @@ pub enum S3ConfigError {
     /// A bucket.
     #[error("bucket `{0}` is not a bucket's name: 3 to 63 of a-z, 0-9, `.`, `-` and `_`")]
     Bucket(String),
+    /// Conditions without anything to compare with.
+    #[error("conditional = \"required\" needs probe = \"head\", which reads the ETag")]
+    Blind,
     /// The region.
     #[error("region `{0}` is not a region's name, such as us-east-1")]
     Region(String),
@@ -122,6 +184,11 @@ impl S3Config {
             path_style: None,
             keys_max: KeysMax::default(),
             probe: Probe::default(),
+            erase: Erase::default(),
+            checksum: Checksum::default(),
+            conditional: Conditional::default(),
+            rate_per_prefix: default_rate(),
+            rate_depth: 0,
             in_flight_max: default_in_flight(),
             connect_timeout: default_connect(),
             request_timeout: default_request(),
@@ -149,6 +216,9 @@ impl S3Config {
             {
                 return Err(S3ConfigError::Bucket(bucket));
             }
+        }
+        if self.conditional == Conditional::Required && self.probe == Probe::None {
+            return Err(S3ConfigError::Blind);
         }
         let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
         if self.region.is_empty() || !self.region.bytes().all(plain) {
@@ -201,6 +271,10 @@ fn default_region() -> String {
     "us-east-1".into()
 }
 
+fn default_rate() -> NonZeroU32 {
+    NonZeroU32::new(3500).expect("3,500 is not zero")
+}
+
 fn default_in_flight() -> NonZeroUsize {
     NonZeroUsize::new(32).expect("32 is not zero")
 }
@@ -227,6 +301,7 @@ mod tests {
     fn a_bucket_alone_is_a_configuration() {
         let config = parse(json!({"bucket": "documents"})).unwrap();
         assert_eq!((config.keys_max.get(), config.probe), (1000, Probe::Head));
+        assert_eq!((config.erase, config.rate_per_prefix.get()), (Erase::AllVersions, 3500));
         assert!(!config.is_path_style());
         config.check().unwrap();
         let config = parse(json!({"bucket": "documents", "endpoint": "http://x:1"})).unwrap();
@@ -240,6 +315,8 @@ mod tests {
             (json!({"bucket": "b", "keys_max": 0}), "1 to 1000"),
             (json!({"bucket": "b", "keys_max": 1001}), "1 to 1000"),
             (json!({"bucket": "b", "probe": "list"}), "unknown variant `list`"),
+            (json!({"bucket": "b", "erase": "newest"}), "unknown variant `newest`"),
+            (json!({"bucket": "b", "rate_per_prefix": 0}), "nonzero"),
             (json!({"bucket": "b", "in_flight_max": 0}), "nonzero"),
             (json!({"bucket": "b", "credentials": {}}), "unknown field `credentials`"),
         ] {

@@ -1,5 +1,6 @@
 //! What goes over the wire: raw keys, percent-encoded or escaped, in signed requests.
 
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -16,6 +17,7 @@ use tombstream_model::SinkError;
 
 use super::answer::Reply;
 use super::config::{S3Config, S3ConfigError};
+use super::listing::Marker;
 use super::xml;
 
 /// A thousand keys of 1,024 bytes, each of them escaped, fit; nothing that S3 answers is longer.
@@ -30,6 +32,22 @@ pub(super) struct Requests {
     authority: String,
     path_style: bool,
     timeout: Duration,
+}
+
+/// What a delete names.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Object<'a> {
+    pub(super) key: &'a str,
+    pub(super) version: Option<&'a str>,
+    /// Deletes nothing else than this.
+    pub(super) etag: Option<&'a str>,
+}
+
+/// What shows that a body arrived whole. The signature covers a SHA-256 of it anyway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Digest {
+    Md5,
+    Crc32,
 }
 
 /// A request that is signed and not sent yet.
@@ -78,9 +96,67 @@ impl Requests {
     pub(super) async fn delete_objects(
         &self,
         bucket: &str,
-        keys: &[&str],
+        objects: &[Object<'_>],
+        digest: Digest,
     ) -> Result<Signed, SinkError> {
-        self.sign(Method::POST, bucket, "", "delete=", delete_body(keys)).await
+        let body = delete_body(objects);
+        let digest = match digest {
+            Digest::Md5 => ("content-md5", BASE64_STANDARD.encode(Md5::digest(&body))),
+            Digest::Crc32 => {
+                let sum = crc32fast::hash(&body).to_be_bytes();
+                ("x-amz-checksum-crc32", BASE64_STANDARD.encode(sum))
+            }
+        };
+        self.sign(Method::POST, bucket, "", "delete=", body, Some(digest)).await
+    }
+
+    /// `DeleteObject`, for servers that take no more at a time.
+    pub(super) async fn delete_object(
+        &self,
+        bucket: &str,
+        object: &Object<'_>,
+    ) -> Result<Signed, SinkError> {
+        let query = version_query(object.version);
+        let condition = object.etag.map(|etag| ("if-match", etag.to_owned()));
+        self.sign(Method::DELETE, bucket, object.key, &query, vec![], condition).await
+    }
+
+    /// Writes an empty object: what conditions are tried on.
+    pub(super) async fn put_empty(&self, bucket: &str, key: &str) -> Result<Reply, SinkError> {
+        self.ask(Method::PUT, bucket, key, "").await
+    }
+
+    /// `AbortMultipartUpload`.
+    pub(super) async fn abort(
+        &self,
+        bucket: &str,
+        key: &str,
+        upload: &str,
+    ) -> Result<Signed, SinkError> {
+        let query = format!("uploadId={}", encode(upload, b""));
+        self.sign(Method::DELETE, bucket, key, &query, vec![], None).await
+    }
+
+    /// Until when and how a version is locked.
+    pub(super) async fn retention(
+        &self,
+        bucket: &str,
+        key: &str,
+        version: Option<&str>,
+    ) -> Result<Reply, SinkError> {
+        let version = version_query(version);
+        self.ask(Method::GET, bucket, key, join("retention=", &version).as_str()).await
+    }
+
+    /// Whether a version is under legal hold.
+    pub(super) async fn legal_hold(
+        &self,
+        bucket: &str,
+        key: &str,
+        version: Option<&str>,
+    ) -> Result<Reply, SinkError> {
+        let version = version_query(version);
+        self.ask(Method::GET, bucket, key, join("legal-hold=", &version).as_str()).await
     }
 
     pub(super) async fn head(&self, bucket: &str, key: &str) -> Result<Reply, SinkError> {
@@ -99,15 +175,42 @@ impl Requests {
         self.ask(Method::GET, bucket, "", &query).await
     }
 
-    /// The first thousand versions, markers among them, of keys that begin with `prefix`.
+    /// A page of versions, markers among them, of keys that begin with `prefix`.
     pub(super) async fn list_versions(
         &self,
         bucket: &str,
         prefix: &str,
+        from: &Marker,
+        count: usize,
     ) -> Result<Reply, SinkError> {
-        let prefix = encode(prefix, b"");
-        let query = format!("encoding-type=url&max-keys=1000&prefix={prefix}&versions=");
-        self.ask(Method::GET, bucket, "", &query).await
+        let mut query = "encoding-type=url".to_owned();
+        if !from.key.is_empty() {
+            query = join(&query, &format!("key-marker={}", encode(&from.key, b"")));
+        }
+        query = join(&query, &format!("max-keys={count}&prefix={}", encode(prefix, b"")));
+        if !from.id.is_empty() {
+            query = join(&query, &format!("version-id-marker={}", encode(&from.id, b"")));
+        }
+        self.ask(Method::GET, bucket, "", &join(&query, "versions=")).await
+    }
+
+    /// A page of unfinished uploads of keys that begin with `prefix`.
+    pub(super) async fn list_uploads(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        from: &Marker,
+        count: usize,
+    ) -> Result<Reply, SinkError> {
+        let mut query = "encoding-type=url".to_owned();
+        if !from.key.is_empty() {
+            query = join(&query, &format!("key-marker={}", encode(&from.key, b"")));
+        }
+        query = join(&query, &format!("max-uploads={count}&prefix={}", encode(prefix, b"")));
+        if !from.id.is_empty() {
+            query = join(&query, &format!("upload-id-marker={}", encode(&from.id, b"")));
+        }
+        self.ask(Method::GET, bucket, "", &join(&query, "uploads=")).await
     }
 
     pub(super) async fn versioning(&self, bucket: &str) -> Result<Reply, SinkError> {
@@ -125,7 +228,7 @@ impl Requests {
         key: &str,
         query: &str,
     ) -> Result<Reply, SinkError> {
-        let signed = self.sign(method, bucket, key, query, Vec::new()).await?;
+        let signed = self.sign(method, bucket, key, query, Vec::new(), None).await?;
         self.send(signed, None).await
     }
 
@@ -136,6 +239,7 @@ impl Requests {
         key: &str,
         query: &str,
         body: Vec<u8>,
+        header: Option<(&'static str, String)>,
     ) -> Result<Signed, SinkError> {
         let internal = |why: String| SinkError::Protocol(format!("no such request: {why}"));
         let key = encode(key, b"/");
@@ -149,11 +253,10 @@ impl Requests {
             .uri(format!("{}://{authority}{path}{mark}{query}", self.scheme))
             .header("x-amz-content-sha256", hex::encode(Sha256::digest(&body)));
         if !body.is_empty() {
-            // Content-MD5 rather than x-amz-checksum-*: every server knows it, and the signature
-            // covers a SHA-256 of the body anyway.
-            request = request
-                .header("content-type", "application/xml")
-                .header("content-md5", BASE64_STANDARD.encode(Md5::digest(&body)));
+            request = request.header("content-type", "application/xml");
+        }
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
         }
         let request = request.body(body).map_err(|error| internal(error.to_string()))?;
         let (mut head, body) = request.into_parts();
@@ -185,6 +288,7 @@ impl Requests {
             status: response.status().as_u16(),
             retry_after: seconds.map(Duration::from_secs),
             delete_marker: header("x-amz-delete-marker") == Some("true"),
+            etag: header("etag").map(str::to_owned),
             body: Vec::new(),
         };
         while let Some(chunk) = response.chunk().await.map_err(unavailable)? {
@@ -229,16 +333,35 @@ fn endpoint_parts(endpoint: &str) -> Result<(String, String), S3ConfigError> {
     }
 }
 
-fn delete_body(keys: &[&str]) -> Vec<u8> {
-    let mut body = String::with_capacity(64 + keys.iter().map(|key| key.len() + 40).sum::<usize>());
+fn delete_body(objects: &[Object<'_>]) -> Vec<u8> {
+    let long: usize = objects.iter().map(|object| object.key.len() + 120).sum();
+    let mut body = String::with_capacity(64 + long);
     body.push_str("<Delete xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">");
-    for key in keys {
+    for object in objects {
         body.push_str("<Object><Key>");
-        xml::escape(key, &mut body);
-        body.push_str("</Key></Object>");
+        xml::escape(object.key, &mut body);
+        body.push_str("</Key>");
+        for (name, text) in [("VersionId", object.version), ("ETag", object.etag)] {
+            if let Some(text) = text {
+                write!(body, "<{name}>").expect("a string takes all");
+                xml::escape(text, &mut body);
+                write!(body, "</{name}>").expect("a string takes all");
+            }
+        }
+        body.push_str("</Object>");
     }
     body.push_str("</Delete>");
     body.into_bytes()
+}
+
+fn version_query(version: Option<&str>) -> String {
+    version.map_or(String::new(), |version| format!("versionId={}", encode(version, b"")))
+}
+
+/// Two parts of a query, in the order of the alphabet, as the signature wants them.
+fn join(first: &str, second: &str) -> String {
+    let mark = if first.is_empty() || second.is_empty() { "" } else { "&" };
+    format!("{first}{mark}{second}")
 }
 
 /// Percent-encodes byte for byte, all but what RFC 3986 calls unreserved and `keep`.
@@ -289,10 +412,11 @@ mod tests {
             ("e\u{301}", "/documents/e%CC%81"),
             ("a\\b|c^`{}", "/documents/a%5Cb%7Cc%5E%60%7B%7D"),
         ] {
-            let signed = requests(true).sign(Method::HEAD, "documents", key, "", vec![]).await;
+            let signed =
+                requests(true).sign(Method::HEAD, "documents", key, "", vec![], None).await;
             assert_eq!(signed.unwrap().0.url().path(), path);
         }
-        let signed = requests(false).sign(Method::HEAD, "documents", "a/b", "", vec![]).await;
+        let signed = requests(false).sign(Method::HEAD, "documents", "a/b", "", vec![], None).await;
         let url = signed.unwrap().0.url().to_string();
         assert_eq!(url, "http://documents.store:9000/a/b");
     }
@@ -300,16 +424,23 @@ mod tests {
     #[tokio::test]
     async fn dot_segments_are_never_sent() {
         for key in ["a/../b", "../b", "./a", "a/.", "a/..", ".."] {
-            let signed = requests(true).sign(Method::HEAD, "documents", key, "", vec![]).await;
+            let signed =
+                requests(true).sign(Method::HEAD, "documents", key, "", vec![], None).await;
             assert!(matches!(signed.unwrap_err(), SinkError::Protocol(_)), "{key}");
         }
     }
 
     #[test]
     fn a_delete_is_verbose_and_escapes_its_keys() {
-        let body = String::from_utf8(delete_body(&["a&b", "c\r\n"])).unwrap();
+        let object = |key| Object { key, version: None, etag: None };
+        let named = Object { key: "d", version: Some("v<1"), etag: Some("\"e\"") };
+        let body = delete_body(&[object("a&b"), object("c\r\n"), named]);
+        let body = String::from_utf8(body).unwrap();
         assert!(body.contains("<Object><Key>a&amp;b</Key></Object>"));
         assert!(body.contains("<Object><Key>c&#13;&#10;</Key></Object>"));
+        assert!(body.contains(
+            "<Key>d</Key><VersionId>v&lt;1</VersionId><ETag>&quot;e&quot;</ETag></Object>"
+        ));
         assert!(!body.contains("Quiet"));
     }
 

@@ -2,19 +2,24 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tombstream_model::{Address, Outcome, Presence, Sink, SinkError, Target, Verdict};
-use tracing::warn;
 
-use super::answer::{self, Asked, ObjectLock, VERSIONED, Versioning};
-use super::config::{Probe, S3Config, S3ConfigError};
-use super::request::Requests;
+use super::answer::{self, ObjectLock, VERSIONED, Versioning};
+use super::config::{Conditional, Erase, Probe, S3Config, S3ConfigError};
+use super::delete::{Doomed, Told};
+use super::erase::{held, with_uploads};
+use super::known::{Conditions, Known};
+use super::pace::Pace;
+use super::request::{Object, Requests};
+use super::uploads::Aborted;
 use super::xml;
 
 /// Most keys of one listing, and most bytes of one key: S3's own limits.
-const PAGE_MAX: usize = 1000;
+pub(super) const PAGE_MAX: usize = 1000;
 const KEY_BYTES_MAX: usize = 1024;
 /// Prefixes and buckets of one batch that are worked on at a time; each prefix has pages of its own.
 const UNITS_IN_FLIGHT: usize = 4;
@@ -26,10 +31,13 @@ const UNITS_IN_FLIGHT: usize = 4;
 /// confirmed is not lost.
 #[derive(Debug)]
 pub struct S3Sink {
-    config: S3Config,
-    requests: Requests,
-    /// What each declared bucket said when it was asked; a marker in an answer overrides it.
-    versioning: Mutex<BTreeMap<String, Option<Versioning>>>,
+    pub(super) config: S3Config,
+    pub(super) requests: Requests,
+    /// What each bucket said when it was asked; a marker in an answer overrides it.
+    pub(super) known: Mutex<BTreeMap<String, Known>>,
+    pub(super) pace: Pace,
+    /// Whether the server refused `Content-MD5`.
+    pub(super) crc32: AtomicBool,
 }
 
 /// What `check` found.
@@ -44,10 +52,22 @@ pub struct S3Facts {
 pub struct BucketFacts {
     /// Its name.
     pub bucket: String,
-    /// Objects of a versioned bucket are refused: its deletes erase nothing.
+    /// In a versioned bucket versions are erased by their ids.
     pub versioning: Versioning,
     /// Locked objects are refused one by one.
     pub object_lock: ObjectLock,
+    /// What the server makes of conditions, where they are required and were tried.
+    pub conditions: Option<Conditions>,
+}
+
+/// What targets of the same address mean in a bucket: one key, or all that begin alike.
+#[derive(Debug)]
+pub(super) struct Scope<'a> {
+    pub(super) text: &'a str,
+    pub(super) is_exact: bool,
+    pub(super) places: Vec<usize>,
+    /// When the last of its claims ends.
+    pub(super) until: Instant,
 }
 
 /// Targets of a batch that travel together.
@@ -58,57 +78,51 @@ enum Unit<'a> {
     Prefix { bucket: &'a str, prefix: &'a str, place: usize },
 }
 
-type Outcomes = Vec<(usize, Outcome)>;
+pub(super) type Outcomes = Vec<(usize, Outcome)>;
 
 impl S3Sink {
     /// Makes the sink. Sends nothing.
     pub fn new(config: S3Config) -> Result<Self, S3ConfigError> {
         config.check()?;
         let requests = Requests::new(&config)?;
-        let versioning = config.declared().into_iter().map(|bucket| (bucket, None)).collect();
-        Ok(Self { config, requests, versioning: Mutex::new(versioning) })
+        let pace = Pace::new(config.rate_per_prefix, &config.prefix, config.rate_depth);
+        Ok(Self { config, requests, known: Mutex::default(), pace, crc32: AtomicBool::new(false) })
     }
 
-    /// Asks every declared bucket what it is. Changes nothing.
+    /// Asks every declared bucket what it is, and whether what its erasing needs is allowed. Changes
+    /// nothing, except that `conditional = "required"` is tried on an object of its own.
     pub async fn check(&self) -> Result<S3Facts, SinkError> {
         let mut buckets = Vec::new();
         for bucket in self.config.declared() {
             let reply = self.requests.list(&bucket, &self.config.prefix, 1).await?;
             answer::listing(&bucket, &self.config.prefix, &reply)?;
             let versioning = self.ask_versioning(&bucket).await?;
-            let reply = self.requests.object_lock(&bucket).await?;
-            let object_lock = answer::object_lock(&reply)?;
-            buckets.push(BucketFacts { bucket, versioning, object_lock });
+            let object_lock = self.ask_lock(&bucket).await?;
+            let is_versioned = self.is_versioned(&bucket).await?;
+            let scope = Scope::prefix(&self.config.prefix);
+            if is_versioned {
+                self.check_versions(&bucket, &scope).await?;
+            }
+            if self.config.erase == Erase::AllVersions {
+                self.check_uploads(&bucket, &scope).await?;
+            }
+            let conditions = match self.config.conditional {
+                Conditional::Required if !is_versioned => Some(self.try_conditions(&bucket).await?),
+                Conditional::Required | Conditional::Auto | Conditional::Never => None,
+            };
+            buckets.push(BucketFacts { bucket, versioning, object_lock, conditions });
         }
         Ok(S3Facts { buckets })
     }
 
-    async fn ask_versioning(&self, bucket: &str) -> Result<Versioning, SinkError> {
-        let found = answer::versioning(&self.requests.versioning(bucket).await?)?;
-        if let Versioning::Unknown(why) = &found {
-            warn!(bucket, why, "the bucket does not say whether it is versioned");
-        }
-        self.remember(bucket, found.clone());
-        Ok(found)
+    /// What is erased of a versioned bucket.
+    pub fn erases(&self) -> Erase {
+        self.config.erase
     }
 
-    fn remember(&self, bucket: &str, found: Versioning) {
-        let mut known = self.versioning.lock().expect("nothing panics while it is held");
-        known.insert(bucket.to_owned(), Some(found));
-    }
-
-    /// Whether a delete in this bucket leaves a marker, asked once in the sink's life: a bucket
-    /// never goes back to unversioned, and one that becomes versioned says so with each marker.
-    async fn is_versioned(&self, bucket: &str) -> Result<bool, SinkError> {
-        let known = {
-            let known = self.versioning.lock().expect("nothing panics while it is held");
-            known.get(bucket).cloned().flatten()
-        };
-        let versioning = match known {
-            Some(versioning) => versioning,
-            None => self.ask_versioning(bucket).await?,
-        };
-        Ok(matches!(versioning, Versioning::Enabled | Versioning::Suspended))
+    /// Whether deletes are to be conditional.
+    pub fn conditional(&self) -> Conditional {
+        self.config.conditional
     }
 
     /// Why a target is never sent, if so (S8).
@@ -116,7 +130,10 @@ impl S3Sink {
         let (bucket, text) = match address {
             Address::Object { bucket, key } => (bucket, key),
             Address::Prefix { bucket, prefix } => (bucket, prefix),
-            Address::Document { .. } | Address::Field { .. } => {
+            Address::Document { .. }
+            | Address::Field { .. }
+            | Address::Item { .. }
+            | Address::Row { .. } => {
                 return Some("not sent: not an address in an object store");
             }
         };
@@ -165,7 +182,10 @@ impl S3Sink {
                 Address::Prefix { bucket, prefix } => {
                     units.push(Unit::Prefix { bucket, prefix, place });
                 }
-                Address::Document { .. } | Address::Field { .. } => unreachable!("vetted"),
+                Address::Document { .. }
+                | Address::Field { .. }
+                | Address::Item { .. }
+                | Address::Row { .. } => unreachable!("vetted"),
             }
         }
         for (bucket, keys) in buckets {
@@ -189,87 +209,96 @@ impl S3Sink {
         if places.iter().all(|place: &usize| !batch[*place].fence.holds()) {
             return Ok(places.into_iter().map(|place| (place, lease_over())).collect());
         }
-        if self.is_versioned(bucket).await? {
-            let refused = || Outcome::new(Verdict::Refused, VERSIONED);
-            return Ok(places.into_iter().map(|place| (place, refused())).collect());
-        }
-        match unit {
-            Unit::Keys { keys, .. } => self.destroy_keys(batch, bucket, keys).await,
+        let scopes = match unit {
+            Unit::Keys { keys, .. } => keys
+                .iter()
+                .map(|(key, places)| Scope::new(batch, key, true, places.clone()))
+                .collect(),
             Unit::Prefix { prefix, place, .. } => {
-                let outcome = self.destroy_prefix(&batch[*place], bucket, prefix).await?;
-                Ok(vec![(*place, outcome)])
+                vec![Scope::new(batch, prefix, false, vec![*place])]
             }
+        };
+        let (scopes, mut outcomes) = held(scopes, |place| batch[place].fence.holds());
+        if scopes.is_empty() {
+            return Ok(outcomes);
         }
+        if self.is_versioned(bucket).await? {
+            outcomes.extend(self.erase(bucket, &scopes).await?);
+            return Ok(outcomes);
+        }
+        let aborted = match self.config.erase {
+            Erase::AllVersions => self.abort_uploads(bucket, &scopes).await?,
+            Erase::Current => vec![Aborted::default(); scopes.len()],
+        };
+        let of_place: HashMap<usize, &Aborted> = scopes
+            .iter()
+            .zip(&aborted)
+            .flat_map(|(scope, aborted)| scope.places.iter().map(move |place| (*place, aborted)))
+            .collect();
+        let destroyed = match unit {
+            Unit::Keys { .. } => self.destroy_keys(batch, bucket, &scopes).await?,
+            Unit::Prefix { prefix, place, .. } => {
+                vec![(*place, self.destroy_prefix(&batch[*place], bucket, prefix).await?)]
+            }
+        };
+        outcomes.extend(
+            destroyed
+                .into_iter()
+                .map(|(place, outcome)| (place, with_uploads(outcome, of_place[&place]))),
+        );
+        Ok(outcomes)
     }
 
     async fn destroy_keys(
         &self,
         batch: &[Target],
         bucket: &str,
-        keys: &[(&str, Vec<usize>)],
+        scopes: &[Scope<'_>],
     ) -> Result<Outcomes, SinkError> {
-        let probes: Vec<_> = keys.iter().map(|(key, _)| self.probe(bucket, key)).collect();
+        let probes: Vec<_> = scopes.iter().map(|scope| self.probe(bucket, scope.text)).collect();
         let probes: Vec<Probed> =
             stream::iter(probes).buffered(self.config.in_flight_max.get()).try_collect().await?;
         let mut outcomes = Outcomes::new();
-        let mut sending: Vec<(Asked<'_>, &[usize])> = Vec::new();
-        for ((key, places), probed) in keys.iter().zip(probes) {
+        let mut sending: Vec<&Scope<'_>> = Vec::new();
+        let mut doomed: Vec<Doomed<'_>> = Vec::new();
+        for (scope, probed) in scopes.iter().zip(&probes) {
             match probed {
-                Probed::Send(probed) => sending.push((Asked { key, probed }, places)),
+                Probed::Send { presence, etag } => {
+                    sending.push(scope);
+                    let etag = etag.as_deref();
+                    let object = Object { key: scope.text, version: None, etag };
+                    doomed.push(Doomed { object, probed: *presence, until: scope.until });
+                }
                 Probed::Judged(outcome) => {
-                    outcomes.extend(places.iter().map(|place| (*place, outcome.clone())));
+                    outcomes.extend(scope.places.iter().map(|place| (*place, outcome.clone())));
                 }
             }
         }
-        // Invariant (S1): no key leaves after the end of its lease, so the fence is asked once
-        // everything that takes time (probes, credentials, the signature) is done;
-        // live tests: `objects_conform`, `a_lease_that_ends_while_keys_are_probed_stops_the_delete`.
-        loop {
-            let holds = |places: &[usize]| places.iter().any(|place| batch[*place].fence.holds());
-            let (held, over): (Vec<_>, Vec<_>) =
-                sending.into_iter().partition(|(_, places)| holds(places));
-            let places = over.iter().flat_map(|(_, places)| *places);
-            outcomes.extend(places.map(|place| (*place, lease_over())));
-            if held.is_empty() {
-                return Ok(outcomes);
+        let told = self.delete_conditionally(bucket, &mut doomed).await?;
+        for (scope, Told { outcome, sent }) in sending.into_iter().zip(told) {
+            if outcome.said == VERSIONED {
+                self.note_marker(bucket);
             }
-            let asked: Vec<Asked<'_>> = held.iter().map(|(asked, _)| *asked).collect();
-            let raw: Vec<&str> = asked.iter().map(|asked| asked.key).collect();
-            let signed = self.requests.delete_objects(bucket, &raw).await?;
-            if held.iter().any(|(_, places)| !holds(places)) {
-                sending = held;
-                continue;
+            for place in &scope.places {
+                // A target whose own fence was over learns nothing from another's request.
+                let live = sent.is_none_or(|sent| sent < batch[*place].fence.until);
+                outcomes.push((*place, if live { outcome.clone() } else { lease_over() }));
             }
-            let ends = held.iter().filter_map(|(_, places)| fence_end(batch, places)).min();
-            // A target whose own fence is over learns nothing from another's request.
-            let live: Vec<Vec<bool>> = held
-                .iter()
-                .map(|(_, places)| places.iter().map(|at| batch[*at].fence.holds()).collect())
-                .collect();
-            let reply = self.requests.send(signed, ends).await?;
-            let answers = answer::deleted(&asked, &reply)?;
-            self.note_markers(bucket, &answers);
-            for (((_, places), live), outcome) in held.iter().zip(live).zip(answers) {
-                for (place, live) in places.iter().zip(live) {
-                    outcomes.push((*place, if live { outcome.clone() } else { lease_over() }));
-                }
-            }
-            return Ok(outcomes);
         }
-    }
-
-    fn note_markers(&self, bucket: &str, outcomes: &[Outcome]) {
-        if outcomes.iter().any(|outcome| outcome.said == VERSIONED) {
-            warn!(bucket, "a delete left a marker: the bucket is versioned");
-            self.remember(bucket, Versioning::Enabled);
-        }
+        Ok(outcomes)
     }
 
     /// What is known of a key before its delete.
     async fn probe(&self, bucket: &str, key: &str) -> Result<Probed, SinkError> {
         if has_empty_segment(key) {
             return Ok(match self.look_exactly(bucket, key).await? {
-                Exactly::Listed => Probed::Send(Some(Presence::Present)),
+                Exactly::Listed => {
+                    let etag = match self.config.conditional {
+                        Conditional::Never => None,
+                        _ => self.requests.head(bucket, key).await?.etag,
+                    };
+                    Probed::Send { presence: Some(Presence::Present), etag }
+                }
                 Exactly::Absent => Probed::Judged(Outcome::new(Verdict::Absent, "404, not listed")),
                 Exactly::Unclear => Probed::Judged(Outcome::new(Verdict::Unknown, "not listed")),
                 Exactly::Another => Probed::Judged(Outcome::new(
@@ -280,10 +309,15 @@ impl S3Sink {
             });
         }
         match self.config.probe {
-            Probe::None => Ok(Probed::Send(None)),
+            Probe::None => Ok(Probed::Send { presence: None, etag: None }),
             Probe::Head => {
-                let presence = answer::head(&self.requests.head(bucket, key).await?)?;
-                Ok(Probed::Send(Some(presence)))
+                let reply = self.requests.head(bucket, key).await?;
+                let presence = answer::head(&reply)?;
+                if presence == Presence::Unknown {
+                    self.note_marker(bucket);
+                    return Ok(Probed::Judged(Outcome::new(Verdict::Busy, VERSIONED)));
+                }
+                Ok(Probed::Send { presence: Some(presence), etag: reply.etag })
             }
         }
     }
@@ -294,8 +328,8 @@ impl S3Sink {
     /// Invariant (S8): a key that is not there byte for byte is not sent;
     /// live test: `a_store_that_folds_slashes_does_not_lose_the_neighbour`.
     async fn look_exactly(&self, bucket: &str, key: &str) -> Result<Exactly, SinkError> {
-        let listing = answer::listing(bucket, key, &self.requests.list(bucket, key, 1).await?)?;
-        if listing.keys.first().is_some_and(|first| first == key) {
+        let keys = answer::listing(bucket, key, &self.requests.list(bucket, key, 1).await?)?;
+        if keys.first().is_some_and(|first| first == key) {
             return Ok(Exactly::Listed);
         }
         Ok(match answer::head(&self.requests.head(bucket, key).await?)? {
@@ -317,7 +351,7 @@ impl S3Sink {
         let mut last: HashSet<String> = HashSet::new();
         loop {
             let reply = self.requests.list(bucket, prefix, self.config.keys_max.get()).await?;
-            let page = answer::listing(bucket, prefix, &reply)?.keys;
+            let page = answer::listing(bucket, prefix, &reply)?;
             if page.is_empty() {
                 return Ok(match gone {
                     0 => Outcome::new(Verdict::Absent, "no object under the prefix"),
@@ -332,16 +366,20 @@ impl S3Sink {
                 let said = "an object's key has a control character that XML can't carry";
                 return Ok(Outcome::new(Verdict::Refused, said));
             }
-            let raw: Vec<&str> = page.iter().map(String::as_str).collect();
-            let signed = self.requests.delete_objects(bucket, &raw).await?;
-            if !target.fence.holds() {
-                return Ok(lease_over());
+            let until = target.fence.until;
+            let doomed: Vec<Doomed<'_>> = page
+                .iter()
+                .map(|key| Doomed {
+                    object: Object { key, version: None, etag: None },
+                    probed: Some(Presence::Present),
+                    until,
+                })
+                .collect();
+            let told = self.delete(bucket, &doomed, false).await?;
+            let outcomes: Vec<Outcome> = told.into_iter().map(|told| told.outcome).collect();
+            if outcomes.iter().any(|outcome| outcome.said == VERSIONED) {
+                self.note_marker(bucket);
             }
-            let reply = self.requests.send(signed, Some(target.fence.until)).await?;
-            let asked: Vec<Asked<'_>> =
-                raw.iter().map(|key| Asked { key, probed: Some(Presence::Present) }).collect();
-            let outcomes = answer::deleted(&asked, &reply)?;
-            self.note_markers(bucket, &outcomes);
             let open = outcomes.iter().filter(|outcome| !outcome.verdict.is_confirmed());
             if let Some(worst) = open.clone().max_by_key(|outcome| severity(outcome.verdict)) {
                 let said = format!("{} of a page of {}: {}", open.count(), page.len(), worst.said);
@@ -358,10 +396,10 @@ impl S3Sink {
         }
         match &target.address {
             Address::Object { bucket, key } if self.is_versioned(bucket).await? => {
-                self.look_at_versions(bucket, key, |found| found == key).await
+                self.look_at_versions(bucket, &Scope::exact(key)).await
             }
             Address::Prefix { bucket, prefix } if self.is_versioned(bucket).await? => {
-                self.look_at_versions(bucket, prefix, |_| true).await
+                self.look_at_versions(bucket, &Scope::prefix(prefix)).await
             }
             Address::Object { bucket, key } if has_empty_segment(key) => {
                 Ok(match self.look_exactly(bucket, key).await? {
@@ -375,31 +413,16 @@ impl S3Sink {
             }
             Address::Prefix { bucket, prefix } => {
                 let reply = self.requests.list(bucket, prefix, 1).await?;
-                Ok(match answer::listing(bucket, prefix, &reply)?.keys.is_empty() {
+                Ok(match answer::listing(bucket, prefix, &reply)?.is_empty() {
                     true => Presence::Absent,
                     false => Presence::Present,
                 })
             }
-            Address::Document { .. } | Address::Field { .. } => Ok(Presence::Unknown),
+            Address::Document { .. }
+            | Address::Field { .. }
+            | Address::Item { .. }
+            | Address::Row { .. } => Ok(Presence::Unknown),
         }
-    }
-
-    /// In a versioned bucket a key may be hidden by a marker while its data is there.
-    async fn look_at_versions(
-        &self,
-        bucket: &str,
-        prefix: &str,
-        wanted: impl Fn(&str) -> bool,
-    ) -> Result<Presence, SinkError> {
-        let reply = self.requests.list_versions(bucket, prefix).await?;
-        let listing = answer::listing(bucket, prefix, &reply)?;
-        Ok(if listing.keys.iter().any(|key| wanted(key)) {
-            Presence::Present
-        } else if listing.truncated {
-            Presence::Unknown
-        } else {
-            Presence::Absent
-        })
     }
 }
 
@@ -461,9 +484,41 @@ impl Unit<'_> {
     }
 }
 
+impl<'a> Scope<'a> {
+    fn new(batch: &[Target], text: &'a str, is_exact: bool, places: Vec<usize>) -> Self {
+        let ends = places.iter().map(|place| batch[*place].fence.until);
+        let until = ends.max().unwrap_or_else(Instant::now);
+        Self { text, is_exact, places, until }
+    }
+
+    /// To look at.
+    fn exact(text: &'a str) -> Self {
+        Self::new(&[], text, true, vec![])
+    }
+
+    fn prefix(text: &'a str) -> Self {
+        Self::new(&[], text, false, vec![])
+    }
+
+    /// Invariant (S8): a listing knows only prefixes, so each of its keys is compared;
+    /// live test: `a_key_that_another_one_begins_with_keeps_its_versions`.
+    pub(super) fn has(&self, key: &str) -> bool {
+        match self.is_exact {
+            true => key == self.text,
+            false => key.starts_with(self.text),
+        }
+    }
+
+    /// Whether a listing that has come to this key may name more of the scope: listings are in order,
+    /// so behind the key itself come only longer ones.
+    pub(super) fn may_go_on(&self, key: &str) -> bool {
+        !self.is_exact || key <= self.text
+    }
+}
+
 /// What a probe leaves to do.
 enum Probed {
-    Send(Option<Presence>),
+    Send { presence: Option<Presence>, etag: Option<String> },
     Judged(Outcome),
 }
 
@@ -480,16 +535,12 @@ fn has_empty_segment(key: &str) -> bool {
     key.split('/').any(str::is_empty)
 }
 
-fn lease_over() -> Outcome {
+pub(super) fn lease_over() -> Outcome {
     Outcome::new(Verdict::Busy, "lease over")
 }
 
-fn fence_end(batch: &[Target], places: &[usize]) -> Option<Instant> {
-    places.iter().map(|place| batch[*place].fence.until).max()
-}
-
 /// An error of one request of several, as an outcome of its targets.
-fn one_of_several(error: &SinkError) -> Outcome {
+pub(super) fn one_of_several(error: &SinkError) -> Outcome {
     match error {
         SinkError::Throttled { retry_after } => {
             let mut outcome = Outcome::new(Verdict::Busy, "throttled");
@@ -507,7 +558,7 @@ fn one_of_several(error: &SinkError) -> Outcome {
 }
 
 /// Which of a page's verdicts speaks for its prefix.
-fn severity(verdict: Verdict) -> u8 {
+pub(super) fn severity(verdict: Verdict) -> u8 {
     match verdict {
         Verdict::Refused => 3,
         Verdict::Unknown => 2,

@@ -115,7 +115,10 @@ impl TantivySink {
             Address::Field { index, field, value, routing } => {
                 (index, routing, (Some(Arc::clone(field)), value.clone()))
             }
-            Address::Object { .. } | Address::Prefix { .. } => {
+            Address::Object { .. }
+            | Address::Prefix { .. }
+            | Address::Item { .. }
+            | Address::Row { .. } => {
                 return Err("not sent: not an address of a search index");
             }
         };

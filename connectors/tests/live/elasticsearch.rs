@@ -17,7 +17,7 @@ use elasticsearch::http::transport::Transport;
 use proxy::{Proxy, Reply, Request};
 use serde_json::{Value, json};
 use tombstream_connectors::elasticsearch::{
-    ElasticsearchConfig, ElasticsearchSink, OneOrMany, Versioning,
+    ElasticsearchConfig, ElasticsearchSink, OneOrMany, Uses, Versioning,
 };
 use tombstream_model::{
     Address, DeletionId, Fence, Lsn, Outcome, Presence, Sink, SinkError, StoreId, Target, Verdict,
@@ -541,7 +541,7 @@ async fn a_missing_index_is_an_error_and_is_not_made() {
         }
     }
     assert!(!server.exists(&name).await);
-    let facts = server.sink(&name).check(&[]).await.unwrap();
+    let facts = server.sink(&name).check(Uses::default()).await.unwrap();
     assert_eq!(facts.missing, [name]);
     assert!(facts.concerns()[0].contains("does not exist"));
 }
@@ -560,9 +560,14 @@ async fn a_blocked_index_is_busy_until_the_block_is_lifted() {
         for target in [document(&index, "1"), field(&index, "key", "k")] {
             let outcome = one(&sink, target).await;
             assert_eq!(outcome.verdict, Verdict::Busy, "{block}: {outcome:?}");
-            assert!(outcome.said.contains("blocked by"), "{block}: {outcome:?}");
+            let why = format!("takes no deletes (index.blocks.{block} is set)");
+            assert!(outcome.said.contains(&why), "{block}: {outcome:?}");
+            // It is owed at once: nobody lifts a block within a batch's deadline.
+            assert_eq!(outcome.retry_after, Some(Duration::from_secs(600)));
         }
-        let facts = sink.check(&["key"]).await.unwrap();
+        // What is not there is absent all the same.
+        assert_eq!(one(&sink, document(&index, "none")).await.verdict, Verdict::Absent);
+        let facts = sink.check(Uses { fields: &["key"], unrouted: true }).await.unwrap();
         assert_eq!(facts.indices[0].blocks, [block]);
         server.set(&index, json!({name.as_str(): null})).await;
         for target in [document(&index, "1"), field(&index, "key", "k")] {
@@ -570,6 +575,50 @@ async fn a_blocked_index_is_busy_until_the_block_is_lifted() {
         }
         assert!(server.all(&index).await.is_empty());
     }
+    server.drop(&[&index]).await;
+}
+
+/// A block of the whole cluster is in no index's settings: the answer to the delete tells it.
+#[tokio::test]
+async fn a_block_that_no_index_has_is_told_by_the_answer() {
+    let blocked = "blocked by: [FORBIDDEN/6/cluster read-only (api)];";
+    let answer = move |id: &str| {
+        let error = json!({"type": "cluster_block_exception", "reason": blocked});
+        let item = json!({"_index": "documents", "_id": id, "status": 403, "error": error});
+        json!({ "delete": item })
+    };
+    let proxy = scripted(move |ids| {
+        let items: Vec<Value> = ids.iter().map(|id| answer(id)).collect();
+        Reply::new(200, json!({"errors": true, "items": items}).to_string())
+    })
+    .await;
+    let sink = ElasticsearchSink::new(ElasticsearchConfig::new(&*proxy.url, "documents")).unwrap();
+    let outcome = one(&sink, document("documents", "1")).await;
+    assert_eq!((outcome.verdict, &*outcome.said), (Verdict::Busy, blocked));
+    assert_eq!(outcome.retry_after, Some(Duration::from_secs(600)));
+}
+
+/// S6: what the address says of the routing is the template's word; the document has what its indexer gave it.
+#[tokio::test]
+async fn a_document_under_another_routing_than_the_address_says_is_not_absent() {
+    let server = Server::new();
+    let index = server.index(5, json!({})).await;
+    server.fill(&index, &(0..40).map(of_a_tenant).collect::<Vec<_>>()).await;
+    server.fill(&index, &(40..50).map(doc).collect::<Vec<_>>()).await;
+    assert_eq!(server.all(&index).await.len(), 50);
+    let sink = server.sink(&index);
+    let wrong = |n: u32| routed(&index, &n.to_string(), "another tenant");
+    let batch: Vec<_> = (0..50).filter(|n| n % 2 == 0).map(wrong).collect();
+    assert_eq!(sink.look(&batch).await.unwrap(), [Presence::Present; 25]);
+    let outcomes = sink.destroy(&batch).await.unwrap();
+    assert_eq!(verdicts(&outcomes), [Verdict::Deleted; 25], "{outcomes:?}");
+    let strayed = outcomes.iter().filter(|it| it.said.contains("another routing value")).count();
+    assert!(strayed > 10, "four of five shards are others: {strayed}");
+    assert_eq!(sink.look(&batch).await.unwrap(), [Presence::Absent; 25]);
+    assert_eq!(one(&sink, wrong(99)).await.verdict, Verdict::Absent);
+    let left = server.all(&index).await;
+    assert_eq!(left.len(), 25);
+    assert!(left.keys().all(|(id, _)| id.parse::<u32>().unwrap() % 2 == 1), "{left:?}");
     server.drop(&[&index]).await;
 }
 
@@ -749,7 +798,7 @@ async fn a_server_that_is_down_is_unavailable() {
     let batch = [document("documents", "1")];
     assert!(matches!(sink.destroy(&batch).await, Err(SinkError::Unavailable(_))));
     assert!(matches!(sink.look(&batch).await, Err(SinkError::Unavailable(_))));
-    assert!(matches!(sink.check(&[]).await, Err(SinkError::Unavailable(_))));
+    assert!(matches!(sink.check(Uses::default()).await, Err(SinkError::Unavailable(_))));
 }
 
 #[tokio::test]
@@ -968,16 +1017,32 @@ async fn a_check_tells_what_an_operator_should_mend() {
     let mut config = server.config(&index);
     config.index = OneOrMany::Many(vec![index.clone(), missing.clone()]);
     let sink = ElasticsearchSink::new(config).unwrap();
-    let facts = sink.check(&["key", "body"]).await.unwrap();
+    let facts = sink.check(Uses { fields: &["key", "body"], unrouted: true }).await.unwrap();
     assert!(facts.version.split('.').count() == 3, "{}", facts.version);
     let one = &facts.indices[0];
     assert_eq!((one.shards, one.routing_required, one.filtered), (2, true, false));
     assert_eq!((one.gc_deletes.as_str(), one.durability.as_str()), ("60s", "async"));
     assert!(one.blocks.is_empty());
     let concerns = facts.concerns().join("\n");
-    for expected in [missing.as_str(), "translog.durability", "`body`"] {
+    for expected in
+        [missing.as_str(), "translog.durability", "`body`", "index.gc_deletes", "replicas"]
+    {
         assert!(concerns.contains(expected), "{concerns}");
     }
-    assert_eq!(facts.concerns().len(), 3, "{concerns}");
+    assert_eq!(facts.concerns().len(), 5, "{concerns}");
+    assert_eq!(facts.problems().len(), 1, "{:?}", facts.problems());
+    assert!(facts.problems()[0].contains("demands a routing value"), "{:?}", facts.problems());
+
+    // A routed target, deletes that are remembered, and a replica that no second node takes.
+    let settings = json!({"index.gc_deletes": "2h", "index.number_of_replicas": 1,
+        "index.translog.durability": "request", "index.blocks.write": true});
+    server.set(&index, settings).await;
+    let facts =
+        server.sink(&index).check(Uses { fields: &["key"], unrouted: false }).await.unwrap();
+    assert_eq!(facts.indices[0].health.as_deref(), Some("yellow"));
+    assert!(facts.problems().is_empty(), "{:?}", facts.problems());
+    let concerns = facts.concerns();
+    assert_eq!(concerns.len(), 2, "{concerns:?}");
+    assert!(concerns[0].contains("not assigned") && concerns[1].contains("blocked (write)"));
     server.drop(&[&index]).await;
 }

@@ -3,8 +3,8 @@
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection, Executor};
 
-use tombstream_connectors::postgres::{install_relation, relation_sql};
-use tombstream_model::{FlagKind, Key, Ledger};
+use tombstream_connectors::postgres::{Severity, guards, install_relation, relation_sql};
+use tombstream_model::{AddressTemplate, FlagKind, Key, Ledger, OnHardDelete, Relation, Template};
 
 use super::support::{DOCUMENTS, Database, candidates, documents};
 
@@ -326,5 +326,45 @@ async fn hostile_names_are_quoted_everywhere() {
     let settled = super::support::settled(claimed[0].clone(), tombstream_model::Verdict::Deleted);
     let endings = ledger.finalize(DOCUMENTS, &[settled]).await.unwrap();
     assert_eq!(endings, [tombstream_model::Ending::Finalized]);
+    database.drop_database().await;
+}
+
+#[tokio::test]
+async fn each_trigger_that_is_missing_or_asleep_is_found() {
+    let database = Database::with_documents(false).await;
+    // An address that can change has a trigger of its own.
+    database.pool.execute("alter table documents add column tenant text").await.unwrap();
+    let mut relation = Relation { on_hard_delete: OnHardDelete::Destroy, ..documents() };
+    relation.targets[0].address = AddressTemplate::Object {
+        bucket: "documents".into(),
+        key: Template::parse("{tenant}/{id}").unwrap(),
+    };
+    let bad = async || {
+        let found = guards(&database.pool, &relation).await.unwrap();
+        let bad = found.into_iter().filter(|finding| finding.severity == Severity::Error);
+        bad.map(|finding| finding.text).collect::<Vec<_>>()
+    };
+    let installed = bad().await.len();
+    assert_eq!(installed, 6, "{:?}", bad().await);
+    install_relation(&database.pool, &relation).await.unwrap();
+    assert_eq!(bad().await, Vec::<String>::new());
+    let triggers: Vec<String> = sqlx::query_scalar(
+        "select tgname::text from pg_trigger where tgrelid = 'documents'::regclass and not tgisinternal",
+    )
+    .fetch_all(&database.pool)
+    .await
+    .unwrap();
+    assert_eq!(triggers.len(), installed);
+    for trigger in triggers {
+        let sql = format!("alter table documents enable trigger \"{trigger}\"");
+        database.pool.execute(AssertSqlSafe(sql)).await.unwrap();
+        assert!(bad().await[0].contains("is not `enable always`"), "{trigger}");
+        let sql = format!("drop trigger \"{trigger}\" on documents");
+        database.pool.execute(AssertSqlSafe(sql)).await.unwrap();
+        let said = bad().await;
+        assert_eq!(said.len(), 1, "{trigger}: {said:?}");
+        assert!(said[0].contains("is missing, so") && said[0].contains("migrate"), "{}", said[0]);
+        install_relation(&database.pool, &relation).await.unwrap();
+    }
     database.drop_database().await;
 }

@@ -4,13 +4,16 @@
 
 mod attack;
 mod audit;
+mod backfill;
 mod claim;
 mod finalize;
 mod guard;
 mod letters;
+mod plan;
 mod pooler;
 mod positions;
 mod race;
+mod receipts;
 mod replication;
 mod roles;
 mod support;

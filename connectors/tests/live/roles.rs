@@ -337,6 +337,13 @@ async fn a_login_without_rights_is_told_what_it_lacks() {
     assert!(said[0].contains("may not delete public.documents: run `tombstream migrate --roles`"));
     assert!(said[0].ends_with(&format!("then `grant tombstream_pipeline to \"{}\"`", login.name)));
 
+    // Without the sequence no receipt could be written.
+    let other = "grant delete on documents to tombstream_pipeline; \
+        revoke usage on sequence tombstream.receipt_entry from tombstream_pipeline";
+    sqlx::raw_sql(other).execute(&database.pool).await.unwrap();
+    let said = text(check_rights(&login.pool, &[documents()]).await.unwrap());
+    assert!(said[0].contains("may not use tombstream.receipt_entry: run"), "{said:?}");
+
     let take = format!("revoke tombstream_pipeline from {}", login.name);
     database.pool.execute(AssertSqlSafe(take)).await.unwrap();
     let said = text(check_rights(&login.pool, &[documents()]).await.unwrap());

@@ -2,10 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
+#[path = "s3/between.rs"]
+mod between;
+#[path = "s3/dialects.rs"]
+mod dialects;
 #[path = "s3/faulty.rs"]
 mod faulty;
+#[path = "s3/limit.rs"]
+mod limit;
 #[path = "s3/server.rs"]
 mod server;
+#[path = "s3/told.rs"]
+mod told;
+#[path = "s3/versions.rs"]
+mod versions;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -235,51 +245,6 @@ async fn what_could_reach_beyond_its_row_is_never_sent() {
     let expected = [Verdict::Refused, Verdict::Refused, Verdict::Deleted];
     assert_eq!(verdicts(&narrow, &batch).await, expected);
     assert_eq!(bucket.keys().await, ["a/b", "b"].map(String::from).into());
-}
-
-/// F30: nothing is sent, so not even a marker is left.
-#[tokio::test]
-async fn a_versioned_bucket_is_refused_with_the_reason() {
-    let bucket = Bucket::new().await;
-    bucket.put("docs/1/x").await;
-    bucket.put("docs/2/x").await;
-    bucket.set_versioning("Enabled").await;
-    bucket.put("docs/1/x").await;
-    let sink = bucket.sink();
-    let batch = [bucket.object("docs/1/x"), bucket.prefix("docs/1/"), bucket.object("docs/3/x")];
-    for outcome in sink.destroy(&batch).await.unwrap() {
-        assert_eq!(outcome.verdict, Verdict::Refused);
-        assert!(outcome.said.contains("versioned bucket"), "{}", outcome.said);
-    }
-    assert_eq!(bucket.keys().await.len(), 2);
-    // A marker hides the data, and must not be mistaken for its absence.
-    bucket.delete("docs/1/x").await;
-    assert_eq!(bucket.keys().await, ["docs/2/x"].map(String::from).into());
-    let expected = [Presence::Present, Presence::Present, Presence::Absent];
-    assert_eq!(sink.look(&batch).await.unwrap(), expected);
-    assert_eq!(sink.check().await.unwrap().buckets[0].versioning, Versioning::Enabled);
-    bucket.set_versioning("Suspended").await;
-    let sink = bucket.sink();
-    assert_eq!(verdicts(&sink, &batch).await, [Verdict::Refused; 3]);
-    assert_eq!(sink.check().await.unwrap().buckets[0].versioning, Versioning::Suspended);
-}
-
-/// The bucket becomes versioned while the sink runs: the answers tell.
-#[tokio::test]
-async fn a_bucket_that_becomes_versioned_is_noticed() {
-    let bucket = Bucket::new().await;
-    bucket.put("a").await;
-    bucket.put("b").await;
-    let sink = bucket.sink();
-    assert_eq!(verdicts(&sink, &[bucket.object("a")]).await, [Verdict::Deleted]);
-    bucket.set_versioning("Enabled").await;
-    assert_eq!(verdicts(&sink, &[bucket.object("b")]).await, [Verdict::Refused]);
-    bucket.put("c").await;
-    assert_eq!(
-        verdicts(&sink, &[bucket.prefix("c/"), bucket.object("c")]).await,
-        [Verdict::Refused, Verdict::Refused]
-    );
-    assert!(bucket.keys().await.contains("c"), "no further marker was left");
 }
 
 #[tokio::test]

@@ -205,3 +205,45 @@ async fn dropping_next_loses_nothing() {
     assert_eq!(keys.len(), 30);
     database.drop_database().await;
 }
+
+/// Dropped in the middle of its `begin`, a connection went back to the pool with a transaction that nobody ended, and
+/// whoever got it next wrote into that one.
+#[tokio::test]
+async fn a_begin_that_is_given_up_leaves_no_transaction_behind() {
+    let database = Database::with_documents(true).await;
+    database.insert(3, true).await;
+    let config = SweepConfig {
+        interval: Duration::ZERO,
+        page_max: 10,
+        after: Duration::ZERO,
+        rate_max: 1_000_000,
+        prepared_statements: false,
+    };
+    let name = format!("given up {}", uuid::Uuid::new_v4().simple());
+    let pool = tombstream_connectors::postgres::connect(database.url(), 3, false, &name);
+    let mut sweep = Sweep::new(pool.await.unwrap(), Arc::from([documents()]), config);
+    let left = async || -> i64 {
+        let sql = "select count(*) from pg_stat_activity \
+                       where application_name = $1 and state <> 'idle'";
+        sqlx::query_scalar(sql).bind(&name).fetch_one(&database.pool).await.unwrap()
+    };
+    for turns in (0..3_000).step_by(20) {
+        // Finer than any timer: given up after so many turns of the runtime.
+        let wait = async {
+            for _ in 0..turns {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            polled = sweep.next() => assert!(polled.is_ok()),
+            () = wait => {}
+        }
+        let begun = std::time::Instant::now();
+        while left().await > 0 {
+            assert!(begun.elapsed() < Duration::from_secs(10), "a transaction is left open");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    database.drop_database().await;
+}

@@ -9,7 +9,7 @@ use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
-use tombstream_model::decode::{DecodeError, Decoded, Decoder, RowDecoder, Skipped};
+use tombstream_model::decode::{DecodeError, Decoded, Decoder, QuickDecoder, RowDecoder, Skipped};
 use tombstream_model::wal::WalRow;
 use tombstream_model::{
     Candidate, Cause, Change, DeadLetter, Event, Found as What, Key, Ledger, LetterForm,
@@ -36,6 +36,12 @@ pub(crate) struct Decode {
     pub(crate) letters: LetterLimits,
 }
 
+/// What one worker decodes with.
+struct Decoders {
+    events: QuickDecoder,
+    rows: RowDecoder,
+}
+
 /// What a chunk gave.
 #[derive(Default)]
 struct Found {
@@ -53,13 +59,13 @@ struct Run {
 
 impl Decode {
     /// What `chunk` means, in the order of its events.
-    fn decode(&self, chunk: Chunk, rows: &mut RowDecoder, found: &mut Found) {
+    fn decode(&self, chunk: Chunk, with: &mut Decoders, found: &mut Found) {
         let mut run = Run::default();
         match chunk.raw {
             Raw::Events(events) => {
                 for event in events {
                     self.begin(chunk.source, event.topic(), &mut run);
-                    let decoded = self.decoder.decode(&event, self.server.generation());
+                    let decoded = with.events.decode(&event, self.server.generation());
                     let failed = self.take(decoded, &mut run, found);
                     found.dead_letters.extend(failed.map(|error| self.letter(event, &error)));
                 }
@@ -67,7 +73,7 @@ impl Decode {
             Raw::Rows(all) => {
                 for row in all {
                     self.begin(chunk.source, &row.origin.topic, &mut run);
-                    let failed = self.take(rows.decode(&row), &mut run, found);
+                    let failed = self.take(with.rows.decode(&row), &mut run, found);
                     found.dead_letters.extend(failed.map(|error| self.row_letter(row, &error)));
                 }
             }
@@ -222,13 +228,16 @@ pub(crate) fn decode<'scope>(
 
     builder.build(move |_| {
         let mut found = Found::default();
-        let mut rows = RowDecoder::new(decode.decoder.clone());
+        let mut with = Decoders {
+            events: QuickDecoder::new(decode.decoder.clone()),
+            rows: RowDecoder::new(decode.decoder.clone()),
+        };
         move |_| {
             let mut candidates_out = candidates_out.activate();
             let mut letters_out = letters_out.activate();
             input.for_each_stamp(|capability, batches| {
                 for chunk in batches.flat_map(take) {
-                    decode.decode(chunk, &mut rows, &mut found);
+                    decode.decode(chunk, &mut with, &mut found);
                 }
                 candidates_out.session(&capability).give_container(&mut found.candidates);
                 letters_out.session(&capability).give_container(&mut found.dead_letters);

@@ -155,7 +155,8 @@ impl Keeper {
             let wanted = match attempted {
                 Ok(Ok(outcomes)) => {
                     turn.answered();
-                    work.take(outcomes)
+                    let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+                    work.take(outcomes, left)
                 }
                 Ok(Err(failure)) => {
                     counter!(metric::STORE_ERRORS, "store" => self.name.to_string()).increment(1);
@@ -224,9 +225,13 @@ impl Keeper {
     /// before; `tests/flow/stores.rs`,
     /// `a_copy_that_is_found_afterwards_is_not_confirmed`.
     async fn verify(&self, batch: &[Target], outcomes: &mut [Outcome]) -> Result<(), Failure> {
-        let confirmed: Vec<usize> = (0..outcomes.len())
-            .filter(|place| matches!(outcomes[*place].verdict, Verdict::Deleted | Verdict::Absent))
-            .collect();
+        // A store that looked by itself (versions are listed again) is not asked twice.
+        let looks_due = |outcome: &Outcome| {
+            matches!(outcome.verdict, Verdict::Deleted | Verdict::Absent)
+                && outcome.verified != Verification::ReadBack
+        };
+        let confirmed: Vec<usize> =
+            (0..outcomes.len()).filter(|place| looks_due(&outcomes[*place])).collect();
         match self.config.verify {
             Verify::Trust => Ok(()),
             Verify::ReadBack => self.look(batch, outcomes, &confirmed).await.map(drop),
@@ -353,11 +358,20 @@ impl<'a> Work<'a> {
 
     /// Takes an answer. What is not open any more needs nothing more; says when the store wants to be
     /// asked for the rest.
-    fn take(&mut self, outcomes: Vec<Outcome>) -> Option<std::time::Duration> {
+    ///
+    /// What the store wants to be asked for only when all of the time that is `left` is over is owed at once:
+    /// it neither holds up the others nor is asked for in vain (L2); `tests/flow/stores.rs`,
+    /// `a_copy_that_rests_for_long_is_owed_at_once_and_the_others_are_asked_again`.
+    fn take(
+        &mut self,
+        outcomes: Vec<Outcome>,
+        left: Option<std::time::Duration>,
+    ) -> Option<std::time::Duration> {
         let mut retry_after = None;
         let places = std::mem::take(&mut self.open);
         for (place, mut outcome) in places.into_iter().zip(outcomes) {
-            if outcome.verdict.is_open() {
+            let rests = left.is_some_and(|left| outcome.retry_after.is_some_and(|it| it >= left));
+            if outcome.verdict.is_open() && !rests {
                 self.open.push(place);
                 retry_after = retry_after.max(outcome.retry_after);
             } else if outcome.verdict == Verdict::Absent && self.deleted[place] {
@@ -365,7 +379,7 @@ impl<'a> Work<'a> {
                 // suspect.
                 outcome.verdict = Verdict::Deleted;
             }
-            self.outcomes[place] = outcome;
+            self.outcomes[place] = outcome.settled_now();
         }
         retry_after
     }

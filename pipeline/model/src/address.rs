@@ -4,6 +4,7 @@
 //! ([`AddressTemplate::check`]), and what is parked when a row is resolved
 //! ([`AddressTemplate::resolve`]). What a store makes of an address is its connector's matter.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -20,6 +21,8 @@ const OBJECT_KEY_BYTES_MAX: usize = 1_024;
 const DOCUMENT_ID_BYTES_MAX: usize = 512;
 /// Lucene's bound on a term, in bytes: a longer value is in no index, so a search proves nothing.
 const TERM_BYTES_MAX: usize = 32_766;
+/// An item's id, in bytes: a thousand of them stay a request of a megabyte. Nobody's ids are longer.
+const ITEM_ID_BYTES_MAX: usize = 1_024;
 
 /// Where one copy (or one delimited group of copies) is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -59,14 +62,43 @@ pub enum Address {
         /// The custom routing value, if documents of this index are routed.
         routing: Option<String>,
     },
+    /// What a service of somebody else's calls one thing of its own.
+    Item {
+        /// Which of its things: `contacts`. No URL: those hold secrets, and change.
+        collection: Arc<str>,
+        /// What the service calls the thing.
+        id: String,
+    },
+    /// Every row of another database's table whose columns have these values.
+    Row {
+        /// The table, `public.copies`.
+        table: Arc<str>,
+        /// Each column's value, as text.
+        columns: BTreeMap<String, String>,
+    },
 }
 
 impl Address {
-    /// What it lies in: the bucket, or the index.
+    /// The parts that come from the row: what may name somebody.
+    pub fn values(&self) -> Vec<&str> {
+        match self {
+            Self::Object { key: value, .. }
+            | Self::Prefix { prefix: value, .. }
+            | Self::Item { id: value, .. } => vec![value],
+            Self::Document { id: value, routing, .. } | Self::Field { value, routing, .. } => {
+                std::iter::once(value.as_str()).chain(routing.as_deref()).collect()
+            }
+            Self::Row { columns, .. } => columns.values().map(String::as_str).collect(),
+        }
+    }
+
+    /// What it lies in: the bucket, the index, the collection or the table.
     pub fn container(&self) -> &Arc<str> {
         match self {
             Self::Object { bucket, .. } | Self::Prefix { bucket, .. } => bucket,
             Self::Document { index, .. } | Self::Field { index, .. } => index,
+            Self::Item { collection, .. } => collection,
+            Self::Row { table, .. } => table,
         }
     }
 }
@@ -122,6 +154,21 @@ pub enum AddressTemplate {
         value: Template,
         /// The routing value.
         routing: Option<Template>,
+    },
+    /// For [`Address::Item`].
+    Item {
+        /// Which of the service's things.
+        collection: Arc<str>,
+        /// The thing's id.
+        id: Template,
+    },
+    /// For [`Address::Row`]. The columns together hold the key; one of them may be a mere text, such as
+    /// the kind of thing that the table keeps copies of.
+    Row {
+        /// The table.
+        table: Arc<str>,
+        /// What each column's value is made of.
+        columns: BTreeMap<String, Template>,
     },
 }
 
@@ -180,7 +227,7 @@ pub enum TemplateError {
     /// Literal text that the store's protocol can't carry.
     #[error("`{0}` holds a control character that the store's protocol can't carry: take it out")]
     Unsendable(String),
-    /// A bucket, index or field without a name.
+    /// A bucket, index, field, collection, table or column without a name.
     #[error("the {0} has no name")]
     Unnamed(&'static str),
     /// An index (or field) name that may stand for several.
@@ -276,19 +323,8 @@ impl Template {
         })
     }
 
-    /// The rules that every template of an address keeps, whatever its store.
-    fn check_injective(&self, key_columns: &[&str]) -> Result<(), TemplateError> {
-        if self.columns().next().is_none() {
-            return Err(TemplateError::Literal(self.to_string()));
-        }
-        if let Some(column) =
-            key_columns.iter().find(|key| self.columns().all(|name| name != **key))
-        {
-            return Err(TemplateError::KeyColumn {
-                template: self.to_string(),
-                column: (*column).to_owned(),
-            });
-        }
+    /// Whether what it gives can be taken apart again: no column follows another directly.
+    fn check_apart(&self) -> Result<(), TemplateError> {
         for pair in self.parts.windows(2) {
             if let [Part::Column(left), Part::Column(right)] = pair {
                 return Err(TemplateError::Joined {
@@ -433,29 +469,53 @@ impl<'a> Row<'a> {
 }
 
 impl AddressTemplate {
-    /// The template that identifies the copy: the key, prefix, id or value; never the routing.
-    pub fn template(&self) -> &Template {
+    /// The templates that identify the copy, which is one but for a row: the key, prefix, id or value;
+    /// never the routing.
+    fn identifying(&self) -> Vec<&Template> {
         match self {
-            Self::Object { key, .. } => key,
-            Self::Prefix { prefix, .. } => prefix,
-            Self::Document { id, .. } => id,
-            Self::Field { value, .. } => value,
+            Self::Object { key: one, .. }
+            | Self::Prefix { prefix: one, .. }
+            | Self::Document { id: one, .. }
+            | Self::Field { value: one, .. }
+            | Self::Item { id: one, .. } => vec![one],
+            Self::Row { columns, .. } => columns.values().collect(),
         }
     }
 
     fn routing(&self) -> Option<&Template> {
         match self {
-            Self::Object { .. } | Self::Prefix { .. } => None,
+            Self::Object { .. } | Self::Prefix { .. } | Self::Item { .. } | Self::Row { .. } => {
+                None
+            }
             Self::Document { routing, .. } | Self::Field { routing, .. } => routing.as_ref(),
         }
+    }
+
+    /// The rules that the templates of every address keep together, whatever its store.
+    ///
+    /// Invariant (S8): each value can be taken apart into its columns, and all of them together hold
+    /// the whole key; `a_row_is_named_by_the_whole_key` in tests/address.rs.
+    fn check_injective(&self, key_columns: &[&str]) -> Result<(), TemplateError> {
+        let templates = self.identifying();
+        let shown =
+            || templates.iter().map(ToString::to_string).collect::<Vec<_>>().join("` and `");
+        let named: Vec<&str> = templates.iter().flat_map(|template| template.columns()).collect();
+        if named.is_empty() {
+            return Err(TemplateError::Literal(shown()));
+        }
+        if let Some(column) = key_columns.iter().find(|key| !named.contains(key)) {
+            let column = (*column).to_owned();
+            return Err(TemplateError::KeyColumn { template: shown(), column });
+        }
+        templates.iter().try_for_each(|template| template.check_apart())
     }
 
     /// Every column it names, each once, in the order of first use.
     pub fn columns(&self) -> Vec<&str> {
         let mut columns = Vec::new();
-        for column in
-            self.template().columns().chain(self.routing().into_iter().flat_map(Template::columns))
-        {
+        let identifying = self.identifying();
+        let named = identifying.iter().flat_map(|template| template.columns());
+        for column in named.chain(self.routing().into_iter().flat_map(Template::columns)) {
             if !columns.contains(&column) {
                 columns.push(column);
             }
@@ -472,7 +532,7 @@ impl AddressTemplate {
         let named = |what, name: &str| {
             if name.is_empty() { Err(TemplateError::Unnamed(what)) } else { Ok(()) }
         };
-        self.template().check_injective(key_columns)?;
+        self.check_injective(key_columns)?;
         match self {
             Self::Object { bucket, key } => {
                 named("bucket", bucket)?;
@@ -495,33 +555,53 @@ impl AddressTemplate {
                 check_name(index)?;
                 check_name(field)
             }
+            Self::Item { collection, .. } => named("collection", collection),
+            Self::Row { table, columns } => {
+                named("table", table)?;
+                columns.keys().try_for_each(|column| named("column", column))
+            }
         }
     }
 
     /// Whether a row of this key could have a copy at this address, whatever its other columns are: `key` has the
     /// key's columns alone. Since a template holds the whole key injectively, no other key's row then has.
     pub fn could_give(&self, address: &Address, key: Row<'_>) -> bool {
-        let text = match (self, address) {
-            (Self::Object { bucket, .. }, Address::Object { bucket: of, key }) if bucket == of => {
-                key
-            }
-            (Self::Prefix { bucket, .. }, Address::Prefix { bucket: of, prefix })
+        let (template, text) = match (self, address) {
+            (Self::Object { bucket, key }, Address::Object { bucket: of, key: text })
                 if bucket == of =>
             {
-                prefix
+                (key, text)
             }
-            (Self::Document { index, .. }, Address::Document { index: of, id, .. })
+            (Self::Prefix { bucket, prefix }, Address::Prefix { bucket: of, prefix: text })
+                if bucket == of =>
+            {
+                (prefix, text)
+            }
+            (Self::Document { index, id, .. }, Address::Document { index: of, id: text, .. })
                 if index == of =>
             {
-                id
+                (id, text)
             }
             (
-                Self::Field { index, field, .. },
-                Address::Field { index: of, field: named, value, .. },
-            ) if index == of && field == named => value,
+                Self::Field { index, field, value, .. },
+                Address::Field { index: of, field: named, value: text, .. },
+            ) if index == of && field == named => (value, text),
+            (Self::Item { collection, id }, Address::Item { collection: of, id: text })
+                if collection == of =>
+            {
+                (id, text)
+            }
+            (Self::Row { table, columns }, Address::Row { table: of, columns: texts })
+                if table == of && columns.len() == texts.len() =>
+            {
+                let could = |(name, template): (&String, &Template)| {
+                    texts.get(name).is_some_and(|text| template.could_give(text, key))
+                };
+                return columns.iter().all(could);
+            }
             _ => return false,
         };
-        self.template().could_give(text, key)
+        template.could_give(text, key)
     }
 
     /// The address of `row`'s copy, or why it must not be sent.
@@ -558,6 +638,17 @@ impl AddressTemplate {
                 value: short("a field value", value.resolve(row, Rule::Whole)?, TERM_BYTES_MAX)?,
                 routing: routing(template)?,
             }),
+            Self::Item { collection, id } => Ok(Address::Item {
+                collection: Arc::clone(collection),
+                id: short("an item's id", id.resolve(row, Rule::Whole)?, ITEM_ID_BYTES_MAX)?,
+            }),
+            Self::Row { table, columns } => {
+                let value = |(name, template): (&String, &Template)| {
+                    Ok((name.clone(), template.resolve(row, Rule::Whole)?))
+                };
+                let columns = columns.iter().map(value).collect::<Result<_, _>>()?;
+                Ok(Address::Row { table: Arc::clone(table), columns })
+            }
         }
     }
 }

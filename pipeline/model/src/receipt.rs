@@ -1,15 +1,14 @@
-//! A receipt outside of the ledger, and what can be checked of it by reading alone.
+//! A receipt outside of the ledger, and what can be checked of it by reading it alone.
 //!
-//! Owned here: one receipt as a line of JSON, and [`ReceiptCheck`], which reads lines and says what is
-//! wrong. Left to others: reading the ledger, and files. What the lines can't show is in
-//! [`ReceiptCheck::NOT_SHOWN`]: they are not chained yet.
+//! Owned here: one receipt as JSON, and what of it can't be true. Left to others: how receipts are chained
+//! (`chain.rs`), whether an export is whole (`verify.rs`), reading the ledger, and files.
 
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::{Address, DeletionCause, DeletionId, Outcome, Verdict};
+use crate::{Address, DeletionCause, DeletionId, Hash, Outcome, Verdict};
 
 /// The evidence that a deletion is finished, as the ledger keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,8 +18,11 @@ pub struct Receipt {
     pub deletion_id: DeletionId,
     /// The relation's name.
     pub relation: String,
-    /// The text of each key column.
+    /// The text of each key column; where keys are hashed, one keyed hash of them all.
     pub key: Vec<String>,
+    /// Whether key and addresses are keyed hashes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hashed: bool,
     /// Why there was a deletion. None: a receipt from before it was said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<DeletionCause>,
@@ -28,6 +30,9 @@ pub struct Receipt {
     pub flag: Option<String>,
     /// Where the flip is in the log, if an event told it.
     pub flip_lsn: Option<String>,
+    /// When its recoverable copies were hidden, if they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden_at: Option<DateTime<Utc>>,
     /// When the row was claimed.
     pub claimed_at: DateTime<Utc>,
     /// When the row was removed.
@@ -62,17 +67,27 @@ pub struct ReceiptTarget {
     /// The store's name.
     pub store: String,
     /// Where the copy was.
-    pub address: Address,
+    pub address: ReceiptAddress,
     /// What became of it. A receipt without is none; the check says so.
     pub outcome: Option<Outcome>,
 }
 
-/// Reads receipts, one line each and in the order of their deletions, and keeps count.
-#[derive(Clone, Debug, Default)]
-pub struct ReceiptCheck {
-    lines: u64,
-    last: Option<DeletionId>,
-    tally: ReceiptTally,
+/// Where a copy was, in the clear or as a keyed hash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ReceiptAddress {
+    /// The keyed hash of the address.
+    Hashed(HashedAddress),
+    /// The address.
+    Plain(Address),
+}
+
+/// A keyed hash in place of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HashedAddress {
+    /// The hash.
+    pub hashed: Hash,
 }
 
 /// What was counted.
@@ -88,54 +103,18 @@ pub struct ReceiptTally {
     pub span: Option<(DateTime<Utc>, DateTime<Utc>)>,
 }
 
-/// Why a line is no receipt, or none that can be believed.
+/// What is wrong with an export.
 #[derive(Debug, thiserror::Error)]
 #[error("line {line}: {what}")]
 pub struct ReceiptProblem {
-    /// The line's number, from 1.
+    /// The line's number, from 1; what is wrong with the whole has the last one's.
     pub line: u64,
     /// What is wrong.
     pub what: String,
 }
 
-impl ReceiptCheck {
-    /// What reading receipts can't show yet.
-    pub const NOT_SHOWN: &'static str = "not shown: that no receipt was taken out, added or rewritten \
-        as a whole (receipts are not chained yet), and that nobody has made a copy since";
-
-    /// Takes the next line.
-    pub fn line(&mut self, line: &str) -> Result<(), ReceiptProblem> {
-        self.lines += 1;
-        let number = self.lines;
-        let wrong = |what: String| ReceiptProblem { line: number, what };
-        let receipt: Receipt =
-            serde_json::from_str(line).map_err(|error| wrong(format!("not a receipt: {error}")))?;
-        let last = self.last.replace(receipt.deletion_id);
-        receipt.check().map_err(&wrong)?;
-        match last {
-            Some(last) if last == receipt.deletion_id => {
-                return Err(wrong(format!("a second receipt of deletion {last}")));
-            }
-            Some(last) if last > receipt.deletion_id => {
-                let id = receipt.deletion_id;
-                return Err(wrong(format!(
-                    "deletion {id} comes after deletion {last}: an export has each once, in order"
-                )));
-            }
-            Some(_) | None => {}
-        }
-        self.tally.add(&receipt);
-        Ok(())
-    }
-
-    /// What the good lines add up to.
-    pub fn tally(&self) -> &ReceiptTally {
-        &self.tally
-    }
-}
-
 impl ReceiptTally {
-    fn add(&mut self, receipt: &Receipt) {
+    pub(crate) fn add(&mut self, receipt: &Receipt) {
         *self.receipts.entry(receipt.relation.clone()).or_default() += 1;
         self.rows_gone += u64::from(receipt.row_gone);
         let at = receipt.finalized_at;
@@ -155,7 +134,7 @@ impl Receipt {
     ///
     /// Invariant (S9): a receipt is evidence of a *finished* deletion, so one unconfirmed target makes
     /// it none; `tests::a_receipt_with_an_unconfirmed_target_is_none`.
-    fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         let id = self.deletion_id;
         if id.0 < 1 {
             return Err(format!("deletion {id} can't be: they count from 1"));
@@ -171,6 +150,14 @@ impl Receipt {
         }
         if self.claimed_at > self.finalized_at {
             return Err(format!("deletion {id}: the row was removed before it was claimed"));
+        }
+        if self.hidden_at.is_some_and(|hidden| hidden > self.claimed_at) {
+            return Err(format!("deletion {id}: it was hidden after it was claimed"));
+        }
+        let is_hash = |target: &ReceiptTarget| matches!(target.address, ReceiptAddress::Hashed(_));
+        let is_key_hash = self.key.len() == 1 && self.key[0].parse::<Hash>().is_ok();
+        if self.hashed && !(is_key_hash && self.targets.iter().all(is_hash)) {
+            return Err(format!("deletion {id} says that it names nobody, and is not hashed"));
         }
         if self.flagged_at().is_some_and(|flagged| flagged > self.claimed_at) {
             return Err(format!("deletion {id}: the row was claimed before it was flagged"));
@@ -233,16 +220,20 @@ mod tests {
         receipt.to_string()
     }
 
+    fn checked(text: &str) -> Result<Receipt, String> {
+        let receipt: Receipt = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        receipt.check().map(|()| receipt)
+    }
+
     fn said(change: impl FnOnce(&mut serde_json::Value)) -> String {
-        ReceiptCheck::default().line(&line(change)).unwrap_err().to_string()
+        checked(&line(change)).unwrap_err()
     }
 
     #[test]
     fn a_whole_receipt_passes_and_is_counted_and_spelled_as_it_was() {
-        let mut check = ReceiptCheck::default();
-        check.line(&line(|_| {})).unwrap();
-        check.line(&line(|it| it["deletion_id"] = 8.into())).unwrap();
-        let tally = check.tally();
+        let mut tally = ReceiptTally::default();
+        tally.add(&checked(&line(|_| {})).unwrap());
+        tally.add(&checked(&line(|it| it["deletion_id"] = 8.into())).unwrap());
         assert_eq!(tally.receipts["documents"], 2);
         assert_eq!(tally.targets["objects"]["deleted"], 2);
         assert_eq!(tally.targets["index"]["absent"], 2);
@@ -255,13 +246,10 @@ mod tests {
     fn a_receipt_with_an_unconfirmed_target_is_none() {
         for verdict in ["superseded", "busy", "refused", "unknown"] {
             let said = said(|it| it["targets"][1]["outcome"]["verdict"] = verdict.into());
-            assert_eq!(
-                said,
-                format!("line 1: deletion 7: store index has not confirmed: {verdict}")
-            );
+            assert_eq!(said, format!("deletion 7: store index has not confirmed: {verdict}"));
         }
         let said = said(|it| it["targets"][0]["outcome"] = serde_json::Value::Null);
-        assert_eq!(said, "line 1: deletion 7: store objects has said nothing");
+        assert_eq!(said, "deletion 7: store objects has said nothing");
     }
 
     #[test]
@@ -272,7 +260,7 @@ mod tests {
         assert!(said_of("flag", "2026-03-01 12:00:00+00").contains("before it was flagged"));
         // The same moment by other clocks' words; and what tells no moment.
         for flag in ["2026-03-01 15:30:00+05:30", "2026-03-01 12:00:00", "true"] {
-            ReceiptCheck::default().line(&line(|it| it["flag"] = flag.into())).unwrap();
+            checked(&line(|it| it["flag"] = flag.into())).unwrap();
         }
         // A hard delete has no flag, and its row was gone.
         assert!(said(|it| it["flag"] = serde_json::Value::Null).contains("has no flag"));
@@ -280,33 +268,39 @@ mod tests {
             it["flag"] = serde_json::Value::Null;
             it["row_gone"] = true.into();
         });
-        ReceiptCheck::default().line(&removed).unwrap();
+        checked(&removed).unwrap();
         // Nothing to destroy is possible where a person said so.
         let waived = line(|it| {
             it["targets"] = serde_json::json!([]);
             it["waived"] = serde_json::json!({"s": {"reason": "r", "actor": "a", "at": "t"}});
         });
-        ReceiptCheck::default().line(&waived).unwrap();
+        checked(&waived).unwrap();
     }
 
     #[test]
-    fn one_deletion_has_one_receipt_and_they_come_in_order() {
-        let mut check = ReceiptCheck::default();
-        check.line(&line(|_| {})).unwrap();
-        let twice = check.line(&line(|_| {})).unwrap_err().to_string();
-        assert_eq!(twice, "line 2: a second receipt of deletion 7");
-        let back = check.line(&line(|it| it["deletion_id"] = 3.into())).unwrap_err().to_string();
-        assert!(back.starts_with("line 3: deletion 3 comes after deletion 7"), "{back}");
-        assert_eq!(check.tally().receipts["documents"], 1, "only good lines count");
+    fn a_receipt_that_says_it_is_hashed_names_nothing() {
+        let hash = Hash::leaf(b"").to_string();
+        let hashed = |it: &mut serde_json::Value| {
+            it["hashed"] = true.into();
+            it["key"] = serde_json::json!([hash]);
+            for target in it["targets"].as_array_mut().unwrap() {
+                target["address"] = serde_json::json!({ "hashed": hash });
+            }
+        };
+        checked(&line(hashed)).unwrap();
+        let plain_key = said(|it| {
+            hashed(it);
+            it["key"] = serde_json::json!(["6f1d"]);
+        });
+        assert!(plain_key.contains("is not hashed"), "{plain_key}");
+        assert!(said(|it| it["hashed"] = true.into()).contains("is not hashed"));
     }
 
     #[test]
     fn what_is_no_receipt_is_said() {
-        let mut check = ReceiptCheck::default();
         let whole = line(|_| {});
         for text in ["", "{}", "null", "[]", &whole[..whole.len() - 1], &format!("{whole}}}")] {
-            let said = check.line(text).unwrap_err().to_string();
-            assert!(said.contains("not a receipt"), "{text}: {said}");
+            assert!(checked(text).is_err(), "{text}");
         }
         assert!(said(|it| it["extra"] = 1.into()).contains("unknown field `extra`"));
         assert!(said(|it| it["targets"] = serde_json::json!([])).contains("no target"));

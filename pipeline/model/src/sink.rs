@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::{Address, DeletionId, Disposition, Fence, Lsn, StoreId, Verdict};
@@ -31,6 +32,9 @@ pub struct Outcome {
     pub said: Cow<'static, str>,
     /// How the verdict was checked.
     pub verified: Verification,
+    /// When it was settled: by this process's clock, so it is evidence and decides nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<DateTime<Utc>>,
     /// When the store wants to be asked again, if it said so.
     #[serde(skip)]
     pub retry_after: Option<Duration>,
@@ -95,7 +99,15 @@ impl SinkError {
 impl Outcome {
     /// An outcome that nobody has looked up yet.
     pub fn new(verdict: Verdict, said: impl Into<Cow<'static, str>>) -> Self {
-        Self { verdict, said: said.into(), verified: Verification::Trust, retry_after: None }
+        let verified = Verification::Trust;
+        Self { verdict, said: said.into(), verified, at: None, retry_after: None }
+    }
+
+    /// The same, settled now.
+    #[must_use]
+    pub fn settled_now(mut self) -> Self {
+        self.at = Some(Utc::now());
+        self
     }
 }
 

@@ -42,7 +42,18 @@ fn resolve(address: &AddressTemplate, row: &[(&str, &str)]) -> Result<String, Ad
         Address::Prefix { prefix, .. } => prefix,
         Address::Document { id, .. } => id,
         Address::Field { value, .. } => value,
+        Address::Item { id, .. } => id,
+        Address::Row { columns, .. } => format!("{columns:?}"),
     })
+}
+
+fn row(columns: &[(&str, &str)]) -> AddressTemplate {
+    let columns = columns.iter().map(|(name, text)| ((*name).to_owned(), template(text))).collect();
+    AddressTemplate::Row { table: "public.copies".into(), columns }
+}
+
+fn item(text: &str) -> AddressTemplate {
+    AddressTemplate::Item { collection: "contacts".into(), id: template(text) }
 }
 
 #[test]
@@ -432,4 +443,59 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_row_is_named_by_the_whole_key() {
+    let whole = row(&[("kind", "document"), ("tenant", "{tenant_id}"), ("id", "{id}")]);
+    whole.check(&["tenant_id", "id"]).unwrap();
+    assert_eq!(whole.columns(), ["id", "tenant_id"]);
+    let told = resolve(&whole, &[("tenant_id", "1-2"), ("id", "3")]).unwrap();
+    assert_eq!(told, r#"{"id": "3", "kind": "document", "tenant": "1-2"}"#);
+    row(&[("ref", "{tenant_id}-{id}")]).check(&["tenant_id", "id"]).unwrap();
+
+    let said = |columns: &[(&str, &str)]| row(columns).check(&["tenant_id", "id"]).unwrap_err();
+    let lacks = said(&[("id", "{id}"), ("kind", "document")]);
+    assert!(matches!(&lacks, TemplateError::KeyColumn { column, .. } if column == "tenant_id"));
+    assert!(matches!(said(&[("kind", "document")]), TemplateError::Literal(_)));
+    assert!(matches!(said(&[]), TemplateError::Literal(_)));
+    assert!(matches!(said(&[("ref", "{tenant_id}{id}")]), TemplateError::Joined { .. }));
+    let unnamed = said(&[("", "{tenant_id}/{id}")]);
+    assert_eq!(unnamed, TemplateError::Unnamed("column"));
+}
+
+#[test]
+fn a_row_or_an_item_whose_value_could_be_anothers_is_parked() {
+    for joined in [row(&[("ref", "{tenant_id}-{id}")]), item("{tenant_id}-{id}")] {
+        let refused = resolve(&joined, &[("tenant_id", "1-2"), ("id", "3")]);
+        assert!(
+            matches!(refused, Err(AddressError::Delimiter { delimiter: '-', .. })),
+            "{refused:?}"
+        );
+        assert!(matches!(
+            resolve(&joined, &[("tenant_id", ""), ("id", "3")]),
+            Err(AddressError::Empty(_))
+        ));
+    }
+    // Each column has a value of its own, so nothing is joined there.
+    let apart = row(&[("tenant", "{tenant_id}"), ("id", "{id}")]);
+    resolve(&apart, &[("tenant_id", "1-2"), ("id", "3/4")]).unwrap();
+    item("{id}").check(&["id"]).unwrap();
+    assert!(matches!(item("{id}").check(&["id", "part"]), Err(TemplateError::KeyColumn { .. })));
+    let long = resolve(&item("{id}"), &[("id", &"x".repeat(1_025))]);
+    assert!(matches!(long, Err(AddressError::Long { bytes_max: 1_024, .. })), "{long:?}");
+}
+
+#[test]
+fn an_address_is_spelled_in_json_as_in_the_ledger() {
+    let row = Address::Row {
+        table: "public.copies".into(),
+        columns: [("id".to_owned(), "7".to_owned())].into(),
+    };
+    let json = r#"{"kind":"row","table":"public.copies","columns":{"id":"7"}}"#;
+    assert_eq!(serde_json::to_string(&row).unwrap(), json);
+    assert_eq!(serde_json::from_str::<Address>(json).unwrap(), row);
+    let item = Address::Item { collection: "contacts".into(), id: "7".into() };
+    let json = r#"{"kind":"item","collection":"contacts","id":"7"}"#;
+    assert_eq!(serde_json::to_string(&item).unwrap(), json);
 }

@@ -1,11 +1,11 @@
-//! What is looked after beside the dataflow: the server's generation, closed deletions, notices to be
-//! published, and what is audited (`audit.rs`). Nothing of it holds up a deletion.
+//! What is looked after beside the dataflow: the server's generation, closed deletions, the chain of receipts,
+//! notices to be published, and what is audited (`audit.rs`). Nothing of it holds up a deletion.
 
 use std::time::Duration;
 
 use sqlx::PgPool;
 use tokio::task::JoinSet;
-use tombstream_connectors::postgres::{self, RehydrateError};
+use tombstream_connectors::postgres::{self, RehydrateError, Sealer, Turn};
 use tombstream_model::{Disposition, Publisher};
 use tracing::{error, info, warn};
 
@@ -18,6 +18,10 @@ use crate::wiring::{self, Watched};
 const LOOK: Duration = Duration::from_secs(10);
 /// How often what waits is counted: some partial indexes are read, and alarms look every minute or so.
 const COUNT: Duration = Duration::from_secs(30);
+/// How often receipts are sealed: a block, and so a proof, is so old at most.
+const SEAL: Duration = Duration::from_secs(1);
+/// The longest wait after receipts could not be sealed.
+const SEAL_WAIT_MAX: Duration = Duration::from_secs(60);
 /// How often notices are looked for.
 const TELL: Duration = Duration::from_secs(1);
 /// The longest wait after notices could not be told.
@@ -34,6 +38,7 @@ impl Upkeep {
         audit::spawn(&mut tasks, config, &pool, &watched.sinks);
         tasks.spawn(watch(watched));
         tasks.spawn(ledger::tidy_hourly(pool.clone(), config.ledger.retention));
+        tasks.spawn(seal(Sealer::new(pool.clone())));
         let names = config.relations.iter().map(|relation| relation.name.to_string()).collect();
         tasks.spawn(count(pool.clone(), names));
         if let Some(section) = &config.rehydrate {
@@ -65,6 +70,27 @@ async fn watch(watched: Watched) {
     }
 }
 
+/// Seals receipts, in whichever process is first.
+async fn seal(mut sealer: Sealer) {
+    let mut wait = SEAL;
+    loop {
+        tokio::time::sleep(wait).await;
+        wait = match sealer.turn().await {
+            Ok(Turn::Sealed(entries)) => {
+                metrics::counter!("tombstream_receipts_sealed_total")
+                    .increment(entries.unsigned_abs());
+                // What is left of a large rest goes at once; what was written meanwhile waits.
+                if entries >= Sealer::BLOCK_MAX { Duration::ZERO } else { SEAL }
+            }
+            Ok(Turn::Nothing | Turn::Waits | Turn::Another) => SEAL,
+            Err(failed) => {
+                warn!(error = super::command::chain(&failed), "receipts are not sealed");
+                (wait.max(SEAL) * 2).min(SEAL_WAIT_MAX)
+            }
+        };
+    }
+}
+
 /// Gauges of what waits in the ledger. Every process shows the same.
 async fn count(pool: PgPool, relations: Vec<String>) {
     loop {
@@ -86,6 +112,16 @@ async fn count(pool: PgPool, relations: Vec<String>) {
                 }
             }
             Err(failed) => info!(error = %failed, "what waits can't be counted"),
+        }
+        match postgres::sealing(&pool).await {
+            Ok(sealing) => {
+                metrics::gauge!("tombstream_receipts_unsealed").set(sealing.unsealed as f64);
+                let waits = sealing.waits_seconds.unwrap_or_default();
+                metrics::gauge!("tombstream_receipts_unsealed_seconds").set(waits);
+                let age = sealing.age_seconds.unwrap_or_default();
+                metrics::gauge!("tombstream_receipts_block_age_seconds").set(age);
+            }
+            Err(failed) => info!(error = %failed, "the unsealed receipts can't be counted"),
         }
         tokio::time::sleep(COUNT).await;
     }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow, bail};
 use sqlx::PgPool;
 use tombstream_api::{ApiConfig, ApiRelation, Tokens};
 use tombstream_connectors as connectors;
@@ -17,19 +17,22 @@ use tombstream_connectors::postgres::{
     self, Audit, AuditConfig, LedgerConfig, LedgerStore, Letters, PgLedger, PgPositions,
     PostgresSource, ReplicationConfig, Scope, Sweep, SweepBell, SweepConfig,
 };
+use tombstream_connectors::postgres_table::{PostgresTableConfig, PostgresTableSink};
 use tombstream_connectors::s3::{self, S3Config, S3Sink};
 #[cfg(feature = "embedded")]
 use tombstream_connectors::tantivy::{TantivyConfig, TantivySink};
+use tombstream_connectors::webhook::{WebhookConfig, WebhookSink};
 use tombstream_dataflow::{ErasedSink, ErasedSource, Pipeline, ServerClock, StageConfig, Store};
-use tombstream_model::StoreId;
+use tombstream_model::{KeyedHash, StoreId};
 use tracing::{error, info, warn};
 
 #[cfg(feature = "embedded")]
 use crate::config::TantivySection;
 use crate::config::{
-    CaptureSection, Config, DatabaseConfig, ElasticsearchCredentials, ElasticsearchSection,
-    FilesSection, KafkaSection, ObjectStoreSection, PostgresSection, S3Section, Secret, SecretRef,
-    Setting, StoreConfig, StoreKind, Verify, Version,
+    CaptureSection, Checksum, Conditional, Config, DatabaseConfig, ElasticsearchCredentials,
+    ElasticsearchSection, Erase, FilesSection, KafkaSection, ObjectStoreSection, PostgresSection,
+    PostgresTableSection, ReceiptKeys, S3Section, Secret, SecretRef, Setting, StoreConfig,
+    StoreKind, Verify, Version, WebhookSection,
 };
 use crate::telemetry::Metrics;
 
@@ -40,6 +43,8 @@ pub(crate) enum Connected {
     Elasticsearch(Arc<ElasticsearchSink>),
     #[cfg(feature = "embedded")]
     Tantivy(Arc<TantivySink>),
+    Webhook(Arc<WebhookSink>),
+    PostgresTable(Arc<PostgresTableSink>),
 }
 
 /// The text of a secret. That it is there was checked when the file was read.
@@ -91,15 +96,9 @@ pub(crate) async fn pipeline(
     pool: PgPool,
 ) -> anyhow::Result<(Pipeline<PgLedger>, Watched)> {
     let relations = Arc::clone(&config.relations);
-    let ledger = ledger(config, pool.clone());
-    let mut stores = Vec::new();
-    let mut sinks = Vec::new();
-    for (store, id) in config.stores.iter().zip(0..) {
-        let sink = store_sink(store)?;
-        sinks.push(Arc::clone(&sink));
-        let name = store.name.as_str().into();
-        stores.push(Store { id: StoreId(id), name, sink, config: store_limits(config, store) });
-    }
+    let ledger = ledger(config, ledger_config(config), pool.clone())?;
+    let stores = stores(config)?;
+    let sinks = stores.iter().map(|store| Arc::clone(&store.sink)).collect();
     let sweep = &config.source.sweep;
     let sweep = SweepConfig {
         interval: sweep.interval,
@@ -178,6 +177,17 @@ pub(crate) async fn pipeline(
     let watched = Watched { ledger: Arc::clone(&ledger), server, bell: watch_bell, sinks };
     let pipeline = Pipeline { config: limits, relations, ledger, stores, sources };
     Ok((pipeline, watched))
+}
+
+/// The configured stores, with their limits. Sends nothing yet.
+pub(crate) fn stores(config: &Config) -> anyhow::Result<Vec<Store>> {
+    let mut stores = Vec::new();
+    for (store, id) in config.stores.iter().zip(0..) {
+        let sink = store_sink(store)?;
+        let name = store.name.as_str().into();
+        stores.push(Store { id: StoreId(id), name, sink, config: store_limits(config, store) });
+    }
+    Ok(stores)
 }
 
 /// Files, with their positions in the ledger.
@@ -282,8 +292,33 @@ pub(crate) fn audit(config: &Config, pool: PgPool) -> Audit {
 }
 
 /// The ledger of the configured relations and stores.
-pub(crate) fn ledger(config: &Config, pool: PgPool) -> PgLedger {
-    PgLedger::new(pool, Arc::clone(&config.relations), ledger_config(config))
+pub(crate) fn ledger(
+    config: &Config,
+    of_process: LedgerConfig,
+    pool: PgPool,
+) -> anyhow::Result<PgLedger> {
+    let ledger = PgLedger::new(pool, Arc::clone(&config.relations), of_process);
+    Ok(match config.receipts.keys {
+        ReceiptKeys::Plain => ledger,
+        ReceiptKeys::Hashed => match keyed_hash(config)? {
+            Some(keyed) => ledger.with_hashed_receipts(keyed),
+            None => bail!("receipts.keys is \"hashed\" and receipts.secret is not set"),
+        },
+    })
+}
+
+/// What hashes keys on receipts, if there is a secret.
+pub(crate) fn keyed_hash(config: &Config) -> anyhow::Result<Option<KeyedHash>> {
+    let Some(secret) = &config.receipts.secret else { return Ok(None) };
+    let secret = secret.resolve().map_err(|wrong| anyhow!("{}: {}", wrong.what, wrong.fix))?;
+    let keyed = KeyedHash::new(secret.expose().as_bytes());
+    let keyed = keyed.with_context(|| {
+        format!(
+            "receipts.secret is shorter than {} bytes: it can be tried out",
+            KeyedHash::SECRET_MIN
+        )
+    })?;
+    Ok(Some(keyed))
 }
 
 /// Notes the stores of this configuration in the ledger; says what stands against those that were there and
@@ -318,7 +353,7 @@ fn owner() -> String {
     format!("{host}/{}", std::process::id())
 }
 
-fn ledger_config(config: &Config) -> LedgerConfig {
+pub(crate) fn ledger_config(config: &Config) -> LedgerConfig {
     LedgerConfig {
         owner: owner(),
         lease: config.pipeline.lease,
@@ -336,7 +371,7 @@ fn ledger_config(config: &Config) -> LedgerConfig {
     }
 }
 
-fn limits(config: &Config) -> tombstream_dataflow::Config {
+pub(crate) fn limits(config: &Config) -> tombstream_dataflow::Config {
     let pipeline = &config.pipeline;
     let stage = StageConfig {
         items_max: pipeline.batch_max.get(),
@@ -393,6 +428,8 @@ pub(crate) fn store_sink(store: &StoreConfig) -> anyhow::Result<Arc<dyn ErasedSi
         Connected::Elasticsearch(sink) => sink,
         #[cfg(feature = "embedded")]
         Connected::Tantivy(sink) => sink,
+        Connected::Webhook(sink) => sink,
+        Connected::PostgresTable(sink) => sink,
     })
 }
 
@@ -414,6 +451,12 @@ pub(crate) fn connect_store(store: &StoreConfig) -> anyhow::Result<Connected> {
         StoreKind::Tantivy(_) => {
             Err(anyhow::anyhow!("its kind is not in this build of tombstream"))
         }
+        StoreKind::Webhook(section) => {
+            webhook_sink(store, section).map(|sink| Connected::Webhook(Arc::new(sink)))
+        }
+        StoreKind::PostgresTable(section) => {
+            table_sink(store, section).map(|sink| Connected::PostgresTable(Arc::new(sink)))
+        }
     };
     connected.with_context(|| format!("store.{}", store.name))
 }
@@ -427,6 +470,22 @@ fn s3_sink(store: &StoreConfig, section: &S3Section) -> anyhow::Result<S3Sink> {
         .map_err(|reason| anyhow::anyhow!("batch_max: {reason}"))?;
     config.probe = if section.probe { s3::Probe::Head } else { s3::Probe::None };
     config.in_flight_max = section.probes_max;
+    config.erase = match section.erase {
+        Erase::AllVersions => s3::Erase::AllVersions,
+        Erase::Current => s3::Erase::Current,
+    };
+    config.checksum = match section.checksum {
+        Checksum::Auto => s3::Checksum::Auto,
+        Checksum::Crc32 => s3::Checksum::Crc32,
+        Checksum::Md5 => s3::Checksum::Md5,
+    };
+    config.conditional = match section.conditional {
+        Conditional::Auto => s3::Conditional::Auto,
+        Conditional::Never => s3::Conditional::Never,
+        Conditional::Required => s3::Conditional::Required,
+    };
+    config.rate_per_prefix = section.rate_per_prefix;
+    config.rate_depth = section.rate_depth;
     config.connect_timeout = section.connect_timeout;
     config.request_timeout = store.timeout;
     if let Some(credentials) = &section.credentials {
@@ -492,6 +551,40 @@ fn tantivy_sink(store: &StoreConfig, section: &TantivySection) -> anyhow::Result
     config.timeout = store.timeout;
     config.items_max = store.batch_max;
     Ok(TantivySink::new(config)?)
+}
+
+fn webhook_sink(store: &StoreConfig, section: &WebhookSection) -> anyhow::Result<WebhookSink> {
+    let secret = |secret: &SecretRef| resolve(secret).map(|s| connectors::Secret::new(s.expose()));
+    let first = secret(&section.secret)?;
+    let mut config = WebhookConfig::new(section.url.as_str(), section.collection.as_str(), first);
+    config.secrets.extend(section.previous_secret.as_ref().map(secret).transpose()?);
+    config.look_url = section.look_url.clone();
+    config.allow_http = section.allow_http;
+    config.store = store.name.clone();
+    config.ca_file = section.ca_file.clone();
+    config.items_max = store.batch_max;
+    config.answer_bytes_max = section.answer_bytes_max;
+    config.connect_timeout = section.connect_timeout;
+    config.request_timeout = store.timeout;
+    Ok(WebhookSink::new(config)?)
+}
+
+fn table_sink(
+    store: &StoreConfig,
+    section: &PostgresTableSection,
+) -> anyhow::Result<PostgresTableSink> {
+    let url = connectors::Secret::new(resolve(&section.url)?.expose());
+    let (schema, name) = (section.table.schema.as_str(), section.table.name.as_str());
+    let mut config = PostgresTableConfig::new(url, schema, name);
+    config.table = section.shown();
+    config.many = section.many;
+    config.allow_cascade = section.allow_cascade.clone();
+    config.pool_max = section.pool_max;
+    config.items_max = store.batch_max;
+    config.lock_timeout = section.lock_timeout;
+    config.statement_timeout = store.timeout;
+    config.connect_timeout = section.connect_timeout;
+    Ok(PostgresTableSink::new(config)?)
 }
 
 /// The consumer as its connector takes it. Its secrets are read there.

@@ -75,6 +75,7 @@ targets = [{{ store = "copies", key = "{{id}}/original" }}]
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tombstream"));
         command.current_dir(self.folder.path()).args(args).env("NOTES_URL", &self.url);
+        command.env("RECEIPTS_SECRET", "a secret of the tests");
         command
     }
 
@@ -238,6 +239,82 @@ async fn a_flag_is_told_by_the_log_and_a_slot_that_is_gone_is_made_anew() {
     assert!(process.wait().unwrap().success());
     let mut rest = String::new();
     std::io::Read::read_to_string(&mut log, &mut rest).unwrap();
+    until("the slot is left alone", async || {
+        sqlx::raw_sql(AssertSqlSafe(drop.clone())).execute(&mut place.admin).await.is_ok()
+    })
+    .await;
+    place.end().await;
+}
+
+#[tokio::test]
+async fn a_removal_that_the_log_tells_is_in_a_chain_that_anyone_can_check() {
+    let mut place = Place::with(
+        "[source.postgres]\nslot = \"SLOT\"\npublication = \"SLOT\"\n\
+         [source.sweep]\ninterval = \"6h\"\nafter = \"6h\"\n\
+         [receipts]\nkeys = \"hashed\"\nsecret = { env = \"RECEIPTS_SECRET\" }",
+    )
+    .await;
+    assert!(place.run(&["migrate"]).status.success());
+    let fixed = place.run(&["check", "--fix"]);
+    assert_eq!(fixed.status.code(), Some(0), "{}", text(&fixed.stdout));
+    let mut process = place.command(&["run"]).stderr(Stdio::piped()).spawn().unwrap();
+    let log = wait_for_log(&mut process, "reading the log");
+    let insert = "insert into public.notes select n, null from generate_series(4711, 4720) n";
+    sqlx::query(insert).execute(&mut place.db).await.unwrap();
+    sqlx::query("update public.notes set gone = now()").execute(&mut place.db).await.unwrap();
+    until("each removal is seen back and sealed", async || {
+        let sealed = "select coalesce(sum(entries), 0)::bigint from tombstream.receipt_block";
+        let sealed: i64 = sqlx::query_scalar(sealed).fetch_one(&mut place.db).await.unwrap();
+        sealed == 20
+    })
+    .await;
+    terminate(&process);
+    assert!(process.wait().unwrap().success());
+    drop(log);
+    let strange: i64 = sqlx::query_scalar(
+        "select count(*) from tombstream.receipt r left join tombstream.receipt_closed c using (deletion_id) \
+         where c.removed_lsn is null or c.removed_lsn not between r.locked_lsn and r.removed_lsn",
+    )
+    .fetch_one(&mut place.db)
+    .await
+    .unwrap();
+    assert_eq!(strange, 0);
+
+    let exported = place.run(&["receipts", "export"]);
+    let said = text(&exported.stderr);
+    assert_eq!(exported.status.code(), Some(0), "{said}");
+    assert!(!text(&exported.stdout).contains("4711"), "hashed receipts name nobody");
+    let head = said.rsplit("head ").next().unwrap().trim().to_owned();
+    std::fs::write(place.folder.path().join("receipts.jsonl"), &exported.stdout).unwrap();
+    let verified = place.run(&["receipts", "verify", "receipts.jsonl", "--head", &head]);
+    let said = text(&verified.stdout) + &text(&verified.stderr);
+    assert_eq!(verified.status.code(), Some(0), "{said}");
+    assert!(said.contains("10 receipts, 10 of them closed by the removal in the log"), "{said}");
+    let other = "0123456789abcdef".repeat(4);
+    let verified = place.run(&["receipts", "verify", "receipts.jsonl", "--head", &other]);
+    assert_eq!(verified.status.code(), Some(1));
+    let status = place.run(&["status"]);
+    assert!(text(&status.stdout).contains("receipts: 0 not sealed"), "{}", text(&status.stdout));
+
+    let found = place.run(&["receipts", "find", "notes", "4711"]);
+    assert_eq!(found.status.code(), Some(0), "{}", text(&found.stderr));
+    assert_eq!(text(&found.stdout).lines().count(), 2, "the receipt, and what closes it");
+    std::fs::write(place.folder.path().join("proof.json"), &found.stdout).unwrap();
+    let proven = place.run(&["receipts", "verify", "--proof", "proof.json"]);
+    assert_eq!(proven.status.code(), Some(0), "{}", text(&proven.stderr));
+    let none = place.run(&["receipts", "find", "notes", "1"]);
+    assert_eq!(none.status.code(), Some(1));
+    assert!(text(&none.stderr).contains("there is no such receipt"), "{}", text(&none.stderr));
+
+    // A stranger comes to the same.
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/verify_receipts.py");
+    for arguments in [&["--head", &head, "receipts.jsonl"][..], &["--proof", "proof.json"]] {
+        let mut python = Command::new("python3");
+        python.arg(&script).args(arguments).current_dir(place.folder.path());
+        let checked = python.output().expect("python3 is needed for this test: install it");
+        assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stdout));
+    }
+    let drop = format!("select pg_drop_replication_slot('{}')", place.name);
     until("the slot is left alone", async || {
         sqlx::raw_sql(AssertSqlSafe(drop.clone())).execute(&mut place.admin).await.is_ok()
     })

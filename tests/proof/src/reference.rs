@@ -4,6 +4,8 @@
 //! ledger for each. Everything is written from the contract and from the guard's and the claim's promises; where
 //! the real ledger differs, one of the two is wrong.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use tombstream_model::{State, Verdict};
@@ -149,6 +151,10 @@ pub struct Key {
     pub rehydrates: usize,
     /// Removals of rows, oldest first: whether a receipt of ours speaks for it.
     pub removals: Vec<bool>,
+    /// Which of them a finalizing transaction of ours did.
+    pub own: BTreeSet<usize>,
+    /// Which of those were told to a worker: each closes its receipt.
+    pub closed: BTreeSet<usize>,
     /// A person holds it.
     pub held: bool,
     /// What the contract says was broken, if it was.
@@ -364,6 +370,9 @@ impl Key {
         let Some(at) = self.removals.len().checked_sub(usize::from(back) + 1) else {
             return false;
         };
+        if self.own.contains(&at) {
+            self.closed.insert(at);
+        }
         // Ours is every removal up to our newest one.
         let is_ours =
             self.removals[at..].contains(&true) || self.open().is_some_and(|open| open.claimed);
@@ -467,6 +476,7 @@ impl Key {
                 // The receipt speaks for whatever removed the row until now.
                 self.removals.fill(true);
                 if self.row.take().is_some() {
+                    self.own.insert(self.removals.len());
                     self.removals.push(true);
                 }
             }

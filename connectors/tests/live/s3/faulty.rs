@@ -94,6 +94,12 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, deletes: Arc<Ato
             } else if line.contains("versioning=") {
                 let body = "<VersioningConfiguration/>".to_owned();
                 (Reaction::Answer { status: 200, body }, Duration::ZERO)
+            } else if line.contains("uploads=") {
+                let body =
+                    "<ListMultipartUploadsResult><Bucket>documents</Bucket><IsTruncated>false\
+                            </IsTruncated></ListMultipartUploadsResult>"
+                        .to_owned();
+                (Reaction::Answer { status: 200, body }, Duration::ZERO)
             } else if state.lists_broken {
                 let body = "<html>not found</html>".to_owned();
                 (Reaction::Answer { status: 404, body }, Duration::ZERO)

@@ -125,7 +125,16 @@ impl Bucket {
     }
 
     pub(crate) async fn put(&self, key: &str) {
-        self.ask("PUT", &format!("/{}", encode(key)), body(key), &[]).await;
+        self.put_bytes(key, body(key)).await;
+    }
+
+    pub(crate) async fn put_bytes(&self, key: &str, bytes: Vec<u8>) {
+        self.ask("PUT", &format!("/{}", encode(key)), bytes, &[]).await;
+    }
+
+    /// Host and port of the server.
+    pub(crate) fn address(&self) -> String {
+        self.endpoint.trim_start_matches("http://").to_owned()
     }
 
     pub(crate) async fn put_all(&self, keys: &[String]) {
@@ -164,6 +173,64 @@ impl Bucket {
         }
     }
 
+    /// Every version and marker of the bucket: key, id, whether it is a marker.
+    pub(crate) async fn versions(&self) -> Vec<(String, String, bool)> {
+        let mut versions = Vec::new();
+        let mut from = String::new();
+        loop {
+            let path = format!("?{from}max-keys=1000&versions=");
+            let page = String::from_utf8(self.ask("GET", &path, vec![], &[]).await).unwrap();
+            for (tag, is_marker) in [("<Version>", false), ("<DeleteMarker>", true)] {
+                for part in page.split(tag).skip(1) {
+                    let (key, id) = (inner(part, "Key"), inner(part, "VersionId"));
+                    versions.push((plain(&key), id, is_marker));
+                }
+            }
+            if page.contains("<IsTruncated>false</IsTruncated>") {
+                return versions;
+            }
+            let key = encode(&plain(&inner(&page, "NextKeyMarker"))).replace('/', "%2F");
+            let id = inner(&page, "NextVersionIdMarker");
+            from = format!("key-marker={key}&version-id-marker={id}&");
+        }
+    }
+
+    /// The newest version of a key.
+    pub(crate) async fn newest(&self, key: &str) -> String {
+        let versions = self.versions().await;
+        versions.into_iter().find(|(of, _, _)| of == key).unwrap().1
+    }
+
+    pub(crate) async fn lock(&self, key: &str, version: &str, mode: &str, until: &str) {
+        let body = format!(
+            "<Retention><Mode>{mode}</Mode><RetainUntilDate>{until}</RetainUntilDate></Retention>"
+        );
+        let path = format!("/{}?retention=&versionId={version}", encode(key));
+        self.ask("PUT", &path, body.into_bytes(), &[]).await;
+    }
+
+    pub(crate) async fn hold(&self, key: &str, version: &str, status: &str) {
+        let body = format!("<LegalHold><Status>{status}</Status></LegalHold>");
+        let path = format!("/{}?legal-hold=&versionId={version}", encode(key));
+        self.ask("PUT", &path, body.into_bytes(), &[]).await;
+    }
+
+    /// Begins an upload, with one part.
+    pub(crate) async fn begin_upload(&self, key: &str) {
+        let path = format!("/{}?uploads=", encode(key));
+        let begun = String::from_utf8(self.ask("POST", &path, vec![], &[]).await).unwrap();
+        let path = format!("/{}?partNumber=1&uploadId={}", encode(key), inner(&begun, "UploadId"));
+        self.ask("PUT", &path, body(key), &[]).await;
+    }
+
+    /// The keys of all unfinished uploads.
+    pub(crate) async fn uploads(&self) -> Vec<String> {
+        let page = self.ask("GET", "?max-uploads=1000&uploads=", vec![], &[]).await;
+        let page = String::from_utf8(page).unwrap();
+        assert!(page.contains("<IsTruncated>false</IsTruncated>"));
+        page.split("<Upload>").skip(1).map(|part| plain(&inner(part, "Key"))).collect()
+    }
+
     pub(crate) fn object(&self, key: &str) -> Target {
         target(Address::Object { bucket: self.name.as_str().into(), key: key.into() })
     }
@@ -181,6 +248,11 @@ impl Bucket {
         change(&mut config);
         S3Sink::new(config).unwrap()
     }
+}
+
+fn inner(text: &str, name: &str) -> String {
+    let (start, end) = (format!("<{name}>"), format!("</{name}>"));
+    text.split(&start).nth(1).and_then(|rest| rest.split(&end).next()).unwrap().to_owned()
 }
 
 fn plain(text: &str) -> String {

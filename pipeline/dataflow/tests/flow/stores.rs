@@ -132,6 +132,30 @@ async fn only_what_is_busy_is_asked_again() {
     running.stop(Duration::from_secs(10)).await.unwrap();
 }
 
+/// As of an index that is blocked until somebody acts (F36).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_rests_for_long_is_owed_at_once_and_the_others_are_asked_again() {
+    let mut rig = Rig::new(1, 1);
+    rig.config.workers = 1; // So that they travel together.
+    rig.flag(0..10);
+    rig.sinks[0].rest(address(0, &key(3)), Duration::from_secs(3_600));
+    for number in (0..10).filter(|number| *number != 3) {
+        rig.sinks[0].busy(address(0, &key(number)), 2);
+    }
+    rig.sources[0].candidates((0..10).map(|at| event(at, at as u64)));
+    let running = rig.start();
+    rig.committed().await;
+    assert_eq!(rig.ledger.count(State::Finalized), 9);
+    assert_eq!(rig.ledger.deletion(RELATION, &key(3)).unwrap().1, State::Claimed);
+    let asked = |number| {
+        let at = address(0, &key(number));
+        rig.sinks[0].requests().iter().flatten().filter(|it| it.address == at).count()
+    };
+    assert_eq!(asked(3), 1);
+    assert!((0..10).filter(|number| *number != 3).all(|number| asked(number) == 3));
+    running.stop(Duration::from_secs(10)).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_a_person_must_see_delays_only_itself() {
     let rig = Rig::new(1, 1);
@@ -174,6 +198,25 @@ async fn a_sample_that_contradicts_has_all_of_its_answer_looked_up() {
     rig.committed().await;
     assert_eq!(rig.ledger.count(State::Finalized), 0);
     running.stop(Duration::from_secs(10)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_looked_by_itself_is_not_asked_twice_and_the_receipt_says_so() {
+    for verify in [Verify::ReadBack, Verify::Sample { one_in: 10 }, Verify::Trust] {
+        let mut rig = Rig::new(1, 1);
+        rig.store.verify = verify;
+        rig.sinks[0].read_back();
+        rig.flag(0..40);
+        rig.sources[0].candidates((0..40).map(|at| event(at, at as u64)));
+        let running = rig.start();
+        rig.committed().await;
+        assert_eq!(rig.sinks[0].looks().len(), 0);
+        let receipts = rig.ledger.receipts();
+        assert_eq!(receipts.len(), 40);
+        let read_back = tombstream_model::Verification::ReadBack;
+        assert!(receipts.iter().all(|it| it.outcomes[0].verified == read_back));
+        running.stop(Duration::from_secs(10)).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,7 +15,7 @@ pub(super) struct Envelope<'a> {
     pub(super) after: Option<&'a RawValue>,
     pub(super) source: &'a RawValue,
     pub(super) transaction: Option<&'a RawValue>,
-    pub(super) schema: Option<&'a RawValue>,
+    pub(super) schema: Option<&'a str>,
 }
 
 /// What `source` says.

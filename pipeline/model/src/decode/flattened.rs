@@ -86,7 +86,7 @@ impl Decoder {
         key: Option<&str>,
         row: &str,
         added: &Added<'_>,
-        schema: Option<&RawValue>,
+        schema: Option<&str>,
         generation: Generation,
     ) -> Result<Decoded, DecodeError> {
         let table = Named::read(added.schema_name, added.table, "__source")?;

@@ -26,8 +26,10 @@ mod error;
 mod flattened;
 mod json;
 mod pgoutput;
+mod quick;
 mod row;
 mod time;
+mod walk;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -36,6 +38,7 @@ use serde_json::value::RawValue;
 
 pub use self::error::{DecodeError, Part};
 pub use self::pgoutput::RowDecoder;
+pub use self::quick::QuickDecoder;
 
 use self::debezium::Envelope;
 use self::flattened::Added;
@@ -72,7 +75,7 @@ pub enum Skipped {
     Message,
     /// A row of a table that is no relation (Debezium's signal table among them).
     OtherTable,
-    /// A row of the log that is alive after the change.
+    /// A row that is alive after the change: of the log, or as [`QuickDecoder`] sees at a glance.
     Alive,
     /// A delete that does not tell the key: the table's replica identity is another index than it.
     Keyless,
@@ -190,9 +193,7 @@ impl Decoder {
         if value.trim() == "null" {
             return Ok(Decoded::Skipped(Skipped::Tombstone));
         }
-        let mut text = value;
-        let mut fields = Fields::read(value)?;
-        let mut schema = None;
+        let fields = Fields::read(value)?;
         if let (2, Some(inline), Some(payload)) =
             (fields.count, fields.get("schema"), fields.get("payload"))
             && json::is_schema(inline)
@@ -200,10 +201,22 @@ impl Decoder {
             if payload.get() == "null" {
                 return Ok(Decoded::Skipped(Skipped::Tombstone));
             }
-            schema = Some(inline);
-            text = payload.get();
-            fields = Fields::read(text)?;
+            let text = payload.get();
+            let inline = Some(inline.get());
+            return self.message(event, text, &Fields::read(text)?, inline, generation);
         }
+        self.message(event, value, &fields, None, generation)
+    }
+
+    /// What the message `text` means, taken out of what stood around it. `schema` is its inline schema.
+    fn message(
+        &self,
+        event: &Event,
+        text: &str,
+        fields: &Fields<'_>,
+        schema: Option<&str>,
+        generation: Generation,
+    ) -> Result<Decoded, DecodeError> {
         let topic = &**event.topic();
         let key = || event.key.as_ref().map(|key| json::text(key, Part::Key)).transpose();
 

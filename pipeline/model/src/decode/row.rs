@@ -309,8 +309,8 @@ struct Schema<'a> {
 }
 
 /// The unit that `schema` gives the column at the end of `path`, if it names one.
-pub(super) fn unit(schema: Option<&RawValue>, path: &[&str]) -> Option<Unit> {
-    let root: Schema<'_> = serde_json::from_str(schema?.get()).ok()?;
+pub(super) fn unit(schema: Option<&str>, path: &[&str]) -> Option<Unit> {
+    let root: Schema<'_> = serde_json::from_str(schema?).ok()?;
     let mut at = &root;
     for name in path {
         at = at.fields.as_ref()?.iter().find(|field| field.field.as_deref() == Some(*name))?;

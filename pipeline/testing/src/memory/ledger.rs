@@ -105,6 +105,25 @@ impl MemoryLedger {
         self.memory().rows.len()
     }
 
+    /// Changes a row that is there.
+    pub fn change(&self, relation: RelationId, key: &Key, change: impl FnOnce(&mut Row)) {
+        if let Some(row) = self.memory().rows.get_mut(&(relation, key.clone())) {
+            change(row);
+        }
+    }
+
+    /// The application unsets the flag of a row, where the guard lets it: not after the claim.
+    pub fn restore(&self, relation: RelationId, key: &Key) -> bool {
+        let mut memory = self.memory();
+        let claimed =
+            |it: &Deletion| it.relation == relation && it.key == *key && it.state == State::Claimed;
+        if memory.deletions.values().any(claimed) {
+            return false;
+        }
+        let Some(row) = memory.rows.get_mut(&(relation, key.clone())) else { return false };
+        row.flag.take().is_some()
+    }
+
     /// Another hand removes a row.
     pub fn remove(&self, relation: RelationId, key: &Key) {
         self.memory().rows.remove(&(relation, key.clone()));

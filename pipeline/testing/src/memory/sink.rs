@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tombstream_model::{Address, Outcome, Presence, Sink, SinkError, Target, Verdict};
+use tombstream_model::{
+    Address, Outcome, Presence, Sink, SinkError, Target, Verdict, Verification,
+};
 
 /// How a [`MemorySink`] takes requests.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,8 +42,10 @@ pub struct MemorySink {
 struct State {
     copies: HashSet<Address>,
     busy: HashMap<Address, usize>,
+    resting: HashMap<Address, Duration>,
     refused: HashSet<Address>,
     sticky: HashSet<Address>,
+    reads_back: bool,
     stalled: HashSet<Address>,
     requests: Vec<Vec<Target>>,
     looks: Vec<Vec<Target>>,
@@ -69,6 +73,11 @@ impl MemorySink {
     /// Makes a copy.
     pub fn put(&self, address: Address) {
         self.state().copies.insert(address);
+    }
+
+    /// Another hand removes a copy.
+    pub fn remove(&self, address: &Address) {
+        self.state().copies.remove(address);
     }
 
     /// Whether a copy is there.
@@ -116,6 +125,11 @@ impl MemorySink {
         self.state().busy.insert(address, times);
     }
 
+    /// This copy is busy until it is released, and not to be asked for again before so long.
+    pub fn rest(&self, address: Address, rest: Duration) {
+        self.state().resting.insert(address, rest);
+    }
+
     /// This copy is never destroyed: a person must see it.
     pub fn refuse(&self, address: Address) {
         self.state().refused.insert(address);
@@ -124,6 +138,11 @@ impl MemorySink {
     /// This copy is said to be deleted, and stays.
     pub fn stick(&self, address: Address) {
         self.state().sticky.insert(address);
+    }
+
+    /// It looks by itself at what it has destroyed, and says so.
+    pub fn read_back(&self) {
+        self.state().reads_back = true;
     }
 
     /// Requests with this copy in them never end, whatever the mood.
@@ -137,6 +156,7 @@ impl MemorySink {
         state.refused.remove(address);
         state.sticky.remove(address);
         state.busy.remove(address);
+        state.resting.remove(address);
     }
 
     async fn serve(&self) -> Result<Mood, SinkError> {
@@ -189,11 +209,14 @@ impl Sink for MemorySink {
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(batch.len());
         for target in batch {
             let address = &target.address;
-            let outcome = if !target.fence.holds() {
+            let mut outcome = if !target.fence.holds() {
                 Outcome::new(Verdict::Busy, "the lease is over")
             } else if let Some(times) = state.busy.get_mut(address).filter(|times| **times > 0) {
                 *times -= 1;
                 Outcome::new(Verdict::Busy, "busy")
+            } else if let Some(rest) = state.resting.get(address) {
+                let retry_after = Some(*rest);
+                Outcome { retry_after, ..Outcome::new(Verdict::Busy, "it rests") }
             } else if state.refused.contains(address) {
                 Outcome::new(Verdict::Refused, "locked")
             } else if state.sticky.contains(address) {
@@ -203,6 +226,9 @@ impl Sink for MemorySink {
             } else {
                 Outcome::new(Verdict::Absent, "not there")
             };
+            if state.reads_back && outcome.verdict.is_confirmed() {
+                outcome.verified = Verification::ReadBack;
+            }
             outcomes.push(outcome);
         }
         match mood {

@@ -70,6 +70,9 @@ pub(super) async fn audit(config: Config, args: Args) -> Result<(), Failure> {
         if !is_chosen {
             continue;
         }
+        if !store.kind.can_look() {
+            return Err(anyhow!("store {}: nothing can be looked up there", store.name).into());
+        }
         let sink = Looking(wiring::store_sink(store)?);
         for relation in config.relations.iter() {
             let is_chosen = args.relation.as_ref().is_none_or(|name| *relation.name == **name);
@@ -104,7 +107,7 @@ pub(super) async fn audit(config: Config, args: Args) -> Result<(), Failure> {
         }
     }
     match (is_found, is_unclear) {
-        (true, _) => Err(Failure::Found),
+        (true, _) => Err(Failure::Code(3)),
         (false, true) => Err(Failure::Said),
         (false, false) => Ok(()),
     }

@@ -7,9 +7,10 @@
 
 use sqlx::PgPool;
 use tombstream_api::Tokens;
-use tombstream_connectors::elasticsearch::ElasticsearchSink;
+use tombstream_connectors::elasticsearch::{ElasticsearchSink, Uses};
 use tombstream_connectors::positions::Positions as _;
 use tombstream_connectors::postgres::{self, Finding, Makes, ReplicationConfig, Severity};
+use tombstream_connectors::postgres_table::PostgresTableSink;
 #[cfg(feature = "embedded")]
 use tombstream_connectors::tantivy::TantivySink;
 use tombstream_connectors::{files, kafka, s3};
@@ -242,13 +243,29 @@ async fn store(config: &Config, id: StoreId, store: &StoreConfig, report: &mut R
         Ok(Connected::Elasticsearch(sink)) => {
             let fields = fields(&config.relations, id);
             let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
-            documents(&sink, &fields, &about, report).await;
+            let unrouted = has_unrouted(&config.relations, id);
+            documents(&sink, Uses { fields: &fields, unrouted }, &about, report).await;
         }
         #[cfg(feature = "embedded")]
         Ok(Connected::Tantivy(sink)) => {
             let fields = fields(&config.relations, id);
             let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
             embedded(&sink, &fields, &about, report).await;
+        }
+        Ok(Connected::Webhook(sink)) => match sink.check().await {
+            Ok(facts) => {
+                report.good(&about, "the service answers, and knows the secret");
+                if !facts.looks {
+                    let text = "it can't be asked whether a thing is there (there is no look_url): its word \
+                                is taken, as the receipts say, and nothing is found that comes back";
+                    report.warning(&about, text);
+                }
+            }
+            Err(error) => report.error(&about, &explain(&error)),
+        },
+        Ok(Connected::PostgresTable(sink)) => {
+            let sets = row_columns(&config.relations, id);
+            rows(&sink, &sets, &about, report).await;
         }
         Ok(Connected::ObjectStore(sink)) => match sink.check().await {
             Ok(()) => report.good(&about, "it answers"),
@@ -264,22 +281,55 @@ async fn buckets(sink: &s3::S3Sink, about: &str, report: &mut Report) {
     };
     for facts in facts.buckets {
         let bucket = &facts.bucket;
-        match facts.versioning {
-            s3::Versioning::Off => report.good(about, &format!("bucket {bucket} answers")),
-            s3::Versioning::Enabled | s3::Versioning::Suspended => report.error(
+        let is_versioned =
+            matches!(facts.versioning, s3::Versioning::Enabled | s3::Versioning::Suspended);
+        match (facts.versioning, sink.erases()) {
+            (s3::Versioning::Off, _) => report.good(about, &format!("bucket {bucket} answers")),
+            (s3::Versioning::Enabled | s3::Versioning::Suspended, s3::Erase::AllVersions) => report
+                .good(
+                    about,
+                    &format!(
+                        "bucket {bucket} is versioned: every version, delete marker and unfinished \
+                         upload of a key is erased"
+                    ),
+                ),
+            (s3::Versioning::Enabled | s3::Versioning::Suspended, s3::Erase::Current) => report
+                .warning(
+                    about,
+                    &format!(
+                        "bucket {bucket} is versioned, and erase = \"current\" leaves older \
+                         versions there: the receipts say how many"
+                    ),
+                ),
+            (s3::Versioning::Unknown(why), _) => report.warning(
                 about,
                 &format!(
-                    "bucket {bucket} is versioned: a delete leaves the data there, so every \
-                     deletion would be refused; use a bucket without versions"
+                    "bucket {bucket} does not say whether it is versioned ({why}); its first \
+                     delete marker tells"
                 ),
             ),
-            s3::Versioning::Unknown(why) => report.warning(
+        }
+        match (facts.conditions, sink.conditional()) {
+            (Some(s3::Conditions::Bulk), _) => {
+                report.good(about, "conditional deletes are heeded, many at a time");
+            }
+            (Some(s3::Conditions::OneByOne), _) => report.warning(
                 about,
-                &format!(
-                    "bucket {bucket} does not say whether it is versioned ({why}); a delete \
-                     marker in an answer is refused all the same"
-                ),
+                "conditional deletes are heeded one by one only, and required: a request for each \
+                 object",
             ),
+            (Some(s3::Conditions::Ignored), _) => report.error(
+                about,
+                "conditional = \"required\", but the server deletes whatever If-Match says: write \
+                 conditional = \"auto\", or use another server",
+            ),
+            (None, s3::Conditional::Auto) if !is_versioned => report.good(
+                about,
+                "whether conditional deletes are heeded is learned from the first one (to know now: \
+                 conditional = \"required\", which writes an object)",
+            ),
+            // A version is named by its id.
+            (None, _) => {}
         }
         match facts.object_lock {
             s3::ObjectLock::Off => {}
@@ -295,8 +345,8 @@ async fn buckets(sink: &s3::S3Sink, about: &str, report: &mut Report) {
     }
 }
 
-async fn documents(sink: &ElasticsearchSink, fields: &[&str], about: &str, report: &mut Report) {
-    let mut facts = match sink.check(fields).await {
+async fn documents(sink: &ElasticsearchSink, uses: Uses<'_>, about: &str, report: &mut Report) {
+    let mut facts = match sink.check(uses).await {
         Ok(facts) => facts,
         Err(error) => return report.error(about, &explain(&error)),
     };
@@ -314,6 +364,9 @@ async fn documents(sink: &ElasticsearchSink, fields: &[&str], about: &str, repor
             Some(problem) => report.error(about, &format!("field {name}: {problem}")),
             None => report.good(about, &format!("field {name} finds exact values")),
         }
+    }
+    for problem in facts.problems() {
+        report.error(about, &problem);
     }
     // What is left works, but less is promised.
     for concern in facts.concerns() {
@@ -341,6 +394,16 @@ async fn embedded(sink: &TantivySink, fields: &[&str], about: &str, report: &mut
                     whoever feeds the index must drop its writer between its turns";
         report.warning(about, text);
     }
+}
+
+async fn rows(sink: &PostgresTableSink, sets: &[Vec<&str>], about: &str, report: &mut Report) {
+    let facts = match sink.check(sets).await {
+        Ok(facts) => facts,
+        Err(error) => return report.error(about, &explain(&error)),
+    };
+    report.good(about, "the table is there");
+    facts.problems.iter().for_each(|text| report.error(about, text));
+    facts.concerns.iter().for_each(|text| report.warning(about, text));
 }
 
 /// Whether the topics are there that the relations' changes are published to.
@@ -458,10 +521,42 @@ fn fields(relations: &[Relation], store: StoreId) -> Vec<String> {
             AddressTemplate::Field { field, .. } => Some(field.to_string()),
             AddressTemplate::Object { .. }
             | AddressTemplate::Prefix { .. }
-            | AddressTemplate::Document { .. } => None,
+            | AddressTemplate::Document { .. }
+            | AddressTemplate::Item { .. }
+            | AddressTemplate::Row { .. } => None,
         })
         .collect();
     fields.sort();
     fields.dedup();
     fields
+}
+
+/// Whether a document of a store is addressed without routing.
+fn has_unrouted(relations: &[Relation], store: StoreId) -> bool {
+    let mut targets = relations.iter().flat_map(|relation| &relation.targets);
+    targets.any(|target| {
+        let unrouted = matches!(target.address, AddressTemplate::Document { routing: None, .. });
+        target.store == store && unrouted
+    })
+}
+
+/// The sets of columns by which rows of a store are found.
+fn row_columns(relations: &[Relation], store: StoreId) -> Vec<Vec<&str>> {
+    let targets = relations.iter().flat_map(|relation| &relation.targets);
+    let mut sets: Vec<Vec<&str>> = targets
+        .filter(|target| target.store == store)
+        .filter_map(|target| match &target.address {
+            AddressTemplate::Row { columns, .. } => {
+                Some(columns.keys().map(String::as_str).collect())
+            }
+            AddressTemplate::Object { .. }
+            | AddressTemplate::Prefix { .. }
+            | AddressTemplate::Document { .. }
+            | AddressTemplate::Field { .. }
+            | AddressTemplate::Item { .. } => None,
+        })
+        .collect();
+    sets.sort();
+    sets.dedup();
+    sets
 }

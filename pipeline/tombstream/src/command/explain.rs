@@ -27,7 +27,7 @@ pub(super) async fn explain(config: Config, args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn text(explained: &Explained) -> String {
+pub(super) fn text(explained: &Explained) -> String {
     let key = Key::from_postgres(explained.key.clone()).to_string();
     let deletion = match (&explained.state, explained.deletion) {
         (None, _) => "no deletion of it is known".to_owned(),

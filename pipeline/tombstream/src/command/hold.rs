@@ -56,10 +56,10 @@ enum Command {
 #[derive(Debug, clap::Args)]
 pub(super) struct RowArg {
     /// The relation.
-    relation: String,
+    pub(super) relation: String,
     /// The key: one word for each of its columns. After -- if one begins with a dash.
     #[arg(required = true, allow_negative_numbers = true, value_name = "KEY")]
-    key: Vec<String>,
+    pub(super) key: Vec<String>,
 }
 
 impl RowArg {

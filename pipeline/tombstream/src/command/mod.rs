@@ -1,11 +1,12 @@
 //! The commands: one file each, and how each ends.
 //!
-//! Exit codes: 0 it is done, 1 it failed, 2 the command line or the configuration is wrong, 3 an audit found copies
-//! that are there again.
+//! Exit codes: 0 it is done, 1 it failed, 2 the command line or the configuration is wrong; a command may have
+//! others: an audit ends with 3 if copies are there again.
 
 mod actor;
 mod api;
 mod audit;
+mod backfill;
 mod breaker;
 mod capture;
 mod check;
@@ -14,10 +15,12 @@ mod dead_letters;
 mod demo;
 mod explain;
 mod hold;
+mod jobs;
 pub(crate) mod ledger;
 mod migrate;
 mod page;
 mod parked;
+mod plan;
 mod receipts;
 mod rehydrations;
 mod resume;
@@ -38,7 +41,7 @@ use crate::telemetry::{self, LogFormat};
 #[derive(Debug, Parser)]
 #[command(name = "tombstream", version, about)]
 #[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong command line or configuration, \
-                        3 an audit found something.\n\
+                        more: docs/jobs.md, docs/operations.md.\n\
                         TOMBSTREAM_LOG filters the log, such as info,tombstream_dataflow=debug.")]
 pub(crate) struct Cli {
     /// The configuration file.
@@ -62,6 +65,13 @@ enum Command {
     Run,
     /// Publish the tables' changes to a broker, as Debezium would: [capture].
     Capture,
+    /// Destroy what is flagged already: rows of a relation through the pipeline, as a job that can be stopped and
+    /// goes on where it was.
+    Backfill(backfill::Args),
+    /// Say what is pending: how many rows, what they wait for, the next due dates, what the breaker would say.
+    Plan(plan::Args),
+    /// Batch jobs: look at them, forget them.
+    Jobs(jobs::Args),
     /// Serve the REST interface.
     Api,
     /// Make or update the ledger, and each relation's triggers and index.
@@ -82,7 +92,7 @@ enum Command {
     Rehydrations(rehydrations::Args),
     /// Look at messages that could not be decoded, and drive them again.
     DeadLetters(dead_letters::Args),
-    /// Print the receipts, or check printed ones without any server.
+    /// Print the chain of receipts, check a printed one without any server, find one with its proof.
     Receipts(receipts::Args),
     /// Look finalized keys up in their stores now, and have destroyed again what came back.
     Audit(audit::Args),
@@ -108,9 +118,9 @@ enum Failure {
     /// It was said already.
     #[error("failed")]
     Said,
-    /// An audit found copies; it was said already.
-    #[error("copies are there again")]
-    Found,
+    /// It was said already, and ends with a code of its own.
+    #[error("ended with code {0}")]
+    Code(u8),
 }
 
 /// Runs the command, says what went wrong, and gives the exit code.
@@ -134,7 +144,7 @@ pub(crate) fn run(mut cli: Cli) -> ExitCode {
             ExitCode::FAILURE
         }
         Err(Failure::Said) => ExitCode::FAILURE,
-        Err(Failure::Found) => ExitCode::from(3),
+        Err(Failure::Code(code)) => ExitCode::from(code),
     }
 }
 
@@ -154,6 +164,9 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::demo(args).await?,
         Command::Run => run::run(load(Needs::Everything)?).await?,
+        Command::Backfill(args) => backfill::backfill(load(Needs::Everything)?, args).await?,
+        Command::Plan(args) => plan::plan(load(Needs::Database)?, args).await?,
+        Command::Jobs(args) => jobs::jobs(load(Needs::Database)?, args).await?,
         Command::Capture => capture::capture(load(Needs::Capture)?).await?,
         Command::Api => api::api(load(Needs::Database)?).await?,
         Command::Migrate(args) => migrate::migrate(load(Needs::Database)?, args).await?,
@@ -170,7 +183,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             dead_letters::dead_letters(load(Needs::Database)?, args).await?;
         }
         Command::Receipts(args) => {
-            receipts::receipts(args, || load(Needs::Database)).await?;
+            receipts::receipts(args, load).await?;
         }
         Command::Audit(args) => audit::audit(load(Needs::Everything)?, args).await?,
         Command::Ledger(args) => ledger::ledger(load(Needs::Database)?, args).await?,

@@ -18,7 +18,7 @@ pub(super) async fn resume(config: Config, args: Args) -> anyhow::Result<()> {
     let pool = wiring::connect_ledger(&config.database, "tombstream-resume").await?;
     let place = config.relations.iter().position(|relation| *relation.name == *args.relation);
     let relation = RelationId(u16::try_from(place.context("chosen above")?)?);
-    let resumed = wiring::ledger(&config, pool)
+    let resumed = wiring::ledger(&config, wiring::ledger_config(&config), pool)?
         .resume_relation(relation)
         .await
         .context("the ledger can't be written; is it migrated (`tombstream migrate`)?")?;

@@ -1,6 +1,7 @@
 //! `tombstream run`: the pipeline, until it is told to stop.
 
 use anyhow::{Context as _, bail};
+use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tombstream_connectors::postgres::{self, Severity};
@@ -72,19 +73,27 @@ pub(super) async fn until(
 
 async fn start(config: &Config) -> anyhow::Result<(Running, Upkeep)> {
     let pool = wiring::connect(&config.database, "tombstream").await?;
+    fit(config, &pool).await?;
+    let (pipeline, watched) = wiring::pipeline(config, pool.clone()).await?;
+    let upkeep = Upkeep::start(config, pool, watched)?;
+    Ok((pipeline.start(tokio::runtime::Handle::current())?, upkeep))
+}
+
+/// Refuses a database in which less would be kept than a pipeline must keep, and warns of less.
+pub(super) async fn fit(config: &Config, pool: &PgPool) -> anyhow::Result<()> {
     let mut findings =
-        postgres::check_ledger(&pool).await.context("the ledger can't be looked at")?;
+        postgres::check_ledger(pool).await.context("the ledger can't be looked at")?;
     // A ledger of another version is told of its version alone.
     if findings.iter().all(|finding| finding.severity != Severity::Error) {
-        let rights = postgres::check_rights(&pool, &config.relations).await;
+        let rights = postgres::check_rights(pool, &config.relations).await;
         findings.extend(rights.context("the login's rights can't be looked at")?);
     }
     for relation in config.relations.iter() {
         // Not left to `check --live` alone: a removed row would touch living children (S3).
-        let references = postgres::references(&pool, relation, &config.relations).await;
+        let references = postgres::references(pool, relation, &config.relations).await;
         findings.extend(references.with_context(|| format!("relation {}", relation.name))?);
         // It runs without, but promises less: a late restore is noticed, not refused (S2).
-        for guard in postgres::guards(&pool, relation).await.context("the guard triggers")? {
+        for guard in postgres::guards(pool, relation).await.context("the guard triggers")? {
             if guard.severity != Severity::Good && relation.flag.kind == FlagKind::Boolean {
                 // True tells no two lives apart: only the guard does.
                 bail!("relation {}: its flag is a boolean, and {}", relation.name, guard.text);
@@ -101,12 +110,10 @@ async fn start(config: &Config) -> anyhow::Result<(Running, Upkeep)> {
             Severity::Error => bail!("{}", finding.text),
         }
     }
-    if let Some(former) = wiring::former_stores(config, &pool).await?.into_iter().next() {
+    if let Some(former) = wiring::former_stores(config, pool).await?.into_iter().next() {
         bail!("{former}");
     }
-    let (pipeline, watched) = wiring::pipeline(config, pool.clone()).await?;
-    let upkeep = Upkeep::start(config, pool, watched)?;
-    Ok((pipeline.start(tokio::runtime::Handle::current())?, upkeep))
+    Ok(())
 }
 
 /// Stops polling, drains, commits and leaves, in `drain_max`; a second signal leaves at once. What

@@ -81,6 +81,18 @@ fn text(status: &Status) -> Result<String, std::fmt::Error> {
     for pass in &status.audit {
         audit(&mut text, pass)?;
     }
+    let receipts = &status.receipts;
+    if receipts.unsealed > 0 || receipts.blocks > 0 {
+        let ago = |seconds: Option<f64>| seconds.map_or("-".to_owned(), age);
+        writeln!(
+            text,
+            "receipts: {} not sealed (the oldest for {}); {} blocks, the last {} ago",
+            receipts.unsealed,
+            ago(receipts.waits_seconds),
+            receipts.blocks,
+            ago(receipts.age_seconds)
+        )?;
+    }
     writeln!(text, "dead letters: {}", status.dead_letters)?;
     Ok(text)
 }
@@ -123,7 +135,7 @@ fn age(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tombstream_connectors::postgres::{OwedStore, RelationStatus, WaitingRelation};
+    use tombstream_connectors::postgres::{OwedStore, RelationStatus, Sealing, WaitingRelation};
 
     use super::*;
 
@@ -165,6 +177,13 @@ mod tests {
                 failure: Some("unavailable".into()),
             }],
             dead_letters: 0,
+            receipts: Sealing {
+                unsealed: 7,
+                blocks: 2,
+                age_seconds: Some(90.2),
+                waits_seconds: Some(1.4),
+                ..Sealing::default()
+            },
         };
         let expected = "documents claimed: 3 (oldest first seen 1m 1s ago)\n\
                         owed by store search to documents: 2 targets; it said: 503\n\
@@ -174,6 +193,7 @@ mod tests {
                         audit of documents in search after 15m: 70 looked at, 2 came back, 1 reused; 12s behind\n    \
                         it stands still: unavailable\n    \
                         3 to be looked at again, 1 of them unknown for long; one says: a look could not tell\n\
+                        receipts: 7 not sealed (the oldest for 1s); 2 blocks, the last 1m 30s ago\n\
                         dead letters: 0\n";
         assert_eq!(text(&status).unwrap(), expected);
     }

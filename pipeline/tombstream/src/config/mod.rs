@@ -13,6 +13,8 @@ mod files;
 mod fluvio;
 mod ledger;
 mod pipeline;
+mod postgres_table;
+mod receipts;
 mod rehydrate;
 mod relation;
 mod rules;
@@ -21,6 +23,7 @@ mod source;
 mod store;
 mod value;
 mod waiting;
+mod webhook;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -35,6 +38,8 @@ pub(crate) use document::{Place, Problem, Problems};
 pub(crate) use files::FilesSection;
 pub(crate) use ledger::{DeadLettersSection, LedgerSection};
 pub(crate) use pipeline::PipelineConfig;
+pub(crate) use postgres_table::PostgresTableSection;
+pub(crate) use receipts::{ReceiptKeys, ReceiptsSection};
 pub(crate) use rehydrate::RehydrateSection;
 pub(crate) use relation::RouteConfig;
 pub(crate) use secret::{Secret, SecretRef};
@@ -42,9 +47,10 @@ pub(crate) use source::{KafkaSection, PostgresSection, Setting, SourceConfig};
 #[cfg(feature = "embedded")]
 pub(crate) use store::TantivySection;
 pub(crate) use store::{
-    ElasticsearchCredentials, ElasticsearchSection, ObjectStoreSection, S3Section, StoreConfig,
-    StoreKind, Verify, Version,
+    Checksum, Conditional, ElasticsearchCredentials, ElasticsearchSection, Erase,
+    ObjectStoreSection, S3Section, StoreConfig, StoreKind, Verify, Version,
 };
+pub(crate) use webhook::WebhookSection;
 
 use document::{Document, Section};
 use relation::RelationConfig;
@@ -59,6 +65,7 @@ pub(crate) struct Config {
     pub(crate) ledger: LedgerSection,
     pub(crate) dead_letters: DeadLettersSection,
     pub(crate) audit: AuditSection,
+    pub(crate) receipts: ReceiptsSection,
     pub(crate) api: ApiSection,
     pub(crate) source: SourceConfig,
     /// None: nothing is captured to a broker.
@@ -79,6 +86,7 @@ pub(crate) enum Needs {
     Everything,
     Database,
     Capture,
+    Receipts,
 }
 
 impl Config {
@@ -109,6 +117,7 @@ impl Config {
                 // What is captured elsewhere is no business of the pipeline's.
                 Needs::Everything => !place.key.starts_with("capture."),
                 Needs::Database => of_database,
+                Needs::Receipts => of_database || place.key.starts_with("receipts."),
                 Needs::Capture => of_database || place.key.starts_with("capture."),
             };
             if !is_needed {
@@ -139,6 +148,7 @@ impl Config {
         let dead_letters = dead_letters.unwrap_or_else(|| root.absent(DeadLettersSection::read));
         let audit = root.table("audit", AuditSection::read);
         let audit = audit.unwrap_or_else(|| root.absent(AuditSection::read));
+        let receipts = root.table("receipts", ReceiptsSection::read).unwrap_or_default();
         let api = root.table("api", ApiSection::read);
         let api = api.unwrap_or_else(|| root.absent(ApiSection::read));
         let source = match root.has("source") {
@@ -196,6 +206,7 @@ impl Config {
             ledger,
             dead_letters,
             audit,
+            receipts,
             api,
             source,
             capture,

@@ -1,5 +1,6 @@
 //! `[relation.NAME]`: a table under care, and where the copies of its rows are.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tombstream_model::{
@@ -68,6 +69,8 @@ pub(crate) enum Shape {
     Prefix { prefix: Template },
     Document { id: Template, routing: Option<Template> },
     Field { field: String, value: Template, routing: Option<Template> },
+    Item { id: Template },
+    Row { columns: BTreeMap<String, Template> },
 }
 
 impl Shape {
@@ -78,6 +81,8 @@ impl Shape {
             Self::Prefix { .. } => "prefix",
             Self::Document { .. } => "id",
             Self::Field { .. } => "field",
+            Self::Item { .. } => "item",
+            Self::Row { .. } => "row",
         }
     }
 }
@@ -253,9 +258,9 @@ impl TargetConfig {
         let place = section.here();
         let store = section.need_at("store", "name a store: store = \"originals\"");
         let grace = section.get("grace");
-        let fix = "write one of key = \"{id}/original\", prefix = \"{id}/\", id = \"{id}\", or \
-                   field = \"document_id\" with value = \"{id}\"";
-        let shapes: Vec<&str> = ["key", "prefix", "id", "field"]
+        let fix = "write one of key = \"{id}/original\", prefix = \"{id}/\", id = \"{id}\", \
+                   field = \"document_id\" with value = \"{id}\", item = \"{id}\", or row = { id = \"{id}\" }";
+        let shapes: Vec<&str> = ["key", "prefix", "id", "field", "item", "row"]
             .into_iter()
             .filter(|shape| section.has(shape))
             .collect();
@@ -263,9 +268,16 @@ impl TargetConfig {
         let prefix = section.get::<TemplateLeaf>("prefix");
         let id = section.get::<TemplateLeaf>("id");
         let field = section.get::<String>("field");
+        let item = section.get::<TemplateLeaf>("item");
+        let row = section.table("row", |row| {
+            let columns = row.rest::<TemplateLeaf>().into_iter();
+            columns.map(|(name, _, template)| (name, template.0)).collect::<BTreeMap<_, _>>()
+        });
         let shape = match shapes.as_slice() {
             ["key"] => Shape::Object { key: key?.0 },
             ["prefix"] => Shape::Prefix { prefix: prefix?.0 },
+            ["item"] => Shape::Item { id: item?.0 },
+            ["row"] => Shape::Row { columns: row? },
             ["id"] => Shape::Document { id: id?.0, routing: read_routing(section) },
             ["field"] => {
                 let value: Option<TemplateLeaf> = section.need("value", "write value = \"{id}\"");

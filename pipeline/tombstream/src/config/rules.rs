@@ -11,7 +11,7 @@ use super::document::{Place, Section, nearest};
 use super::pipeline::PipelineConfig;
 use super::relation::{RelationConfig, Shape, TargetConfig};
 use super::source::PostgresSection;
-use super::store::{StoreConfig, StoreKind};
+use super::store::{Holds, StoreConfig, StoreKind};
 use super::value::Wrong;
 
 /// The lease outlasts the slowest store and the finalizing after it. A shorter one would be over
@@ -231,9 +231,12 @@ fn address(
 ) -> Option<AddressTemplate> {
     let routed = match &target.shape {
         Shape::Document { routing, .. } | Shape::Field { routing, .. } => routing.is_some(),
-        Shape::Object { .. } | Shape::Prefix { .. } => false,
+        Shape::Object { .. } | Shape::Prefix { .. } | Shape::Item { .. } | Shape::Row { .. } => {
+            false
+        }
     };
-    if routed && !store.kind.holds_objects() && !store.kind.has_routing() {
+    let holds = store.kind.holds();
+    if routed && holds == Holds::Documents && !store.kind.has_routing() {
         section.problem(
             Place { line: target.place.line, key: format!("{}.routing", target.place.key) },
             format!(
@@ -245,24 +248,34 @@ fn address(
         );
         return None;
     }
-    let address = match (target.shape.clone(), &store.kind) {
-        (Shape::Object { key }, kind) if kind.holds_objects() => {
+    let kind = &store.kind;
+    let address = match (target.shape.clone(), holds) {
+        (Shape::Object { key }, Holds::Objects) => {
             AddressTemplate::Object { bucket: container(kind), key }
         }
-        (Shape::Prefix { prefix }, kind) if kind.holds_objects() => {
+        (Shape::Prefix { prefix }, Holds::Objects) => {
             AddressTemplate::Prefix { bucket: container(kind), prefix }
         }
-        (Shape::Document { id, routing }, kind) if !kind.holds_objects() => {
+        (Shape::Document { id, routing }, Holds::Documents) => {
             AddressTemplate::Document { index: container(kind), id, routing }
         }
-        (Shape::Field { field, value, routing }, kind) if !kind.holds_objects() => {
+        (Shape::Field { field, value, routing }, Holds::Documents) => {
             AddressTemplate::Field { index: container(kind), field: field.into(), value, routing }
         }
-        (shape, kind) => {
-            let fix = if kind.holds_objects() {
-                "write key = \"{id}/original\" or prefix = \"{id}/\""
-            } else {
-                "write id = \"{id}\", or field = \"document_id\" with value = \"{id}\""
+        (Shape::Item { id }, Holds::Items) => {
+            AddressTemplate::Item { collection: container(kind), id }
+        }
+        (Shape::Row { columns }, Holds::Rows) => {
+            AddressTemplate::Row { table: container(kind), columns }
+        }
+        (shape, holds) => {
+            let fix = match holds {
+                Holds::Objects => "write key = \"{id}/original\" or prefix = \"{id}/\"",
+                Holds::Documents => {
+                    "write id = \"{id}\", or field = \"document_id\" with value = \"{id}\""
+                }
+                Holds::Items => "write item = \"{id}\"",
+                Holds::Rows => "write row = { document_id = \"{id}\" }",
             };
             section.problem(
                 target.place.clone(),
@@ -280,12 +293,14 @@ fn address(
     Some(address)
 }
 
-/// The bucket or the index that every address in the store is in.
+/// The bucket, index, collection or table that every address in the store is in.
 fn container(kind: &StoreKind) -> Arc<str> {
     match kind {
         StoreKind::S3(s3) => s3.bucket.as_str().into(),
         StoreKind::ObjectStore(store) => store.url.as_str().into(),
         StoreKind::Elasticsearch(elasticsearch) => elasticsearch.index.as_str().into(),
         StoreKind::Tantivy(tantivy) => tantivy.path.as_str().into(),
+        StoreKind::Webhook(webhook) => webhook.collection.as_str().into(),
+        StoreKind::PostgresTable(table) => table.shown().into(),
     }
 }

@@ -7,10 +7,12 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::document::{Place, Section};
+use super::postgres_table::PostgresTableSection;
 use super::relation::is_name;
 use super::secret::SecretRef;
 use super::source::Setting;
 use super::value::{Leaf, Share, Wrong, word};
+use super::webhook::WebhookSection;
 
 /// A store, whatever its kind.
 #[derive(Clone, Debug)]
@@ -18,17 +20,19 @@ pub(crate) struct StoreConfig {
     pub(crate) name: String,
     pub(crate) kind: StoreKind,
     /// Whether something fills it again: its copies may go before the claim, and a restore asks for them
-    /// (`rehydrate`). True for search indexes, false for objects.
+    /// (`rehydrate`). True for search indexes, false for all else.
     pub(crate) is_recoverable: bool,
-    /// How a verdict is checked after the store answered (S6). `read_back` for search indexes and
-    /// object stores; `sample` for S3, whose answers are read key by key and probed before.
+    /// How a verdict is checked after the store answered (S6). `read_back` for search indexes, object
+    /// stores, tables and webhooks that can be asked; `trust` for those that can't; `sample` for S3, whose
+    /// answers are read key by key and probed before.
     pub(crate) verify: Verify,
     /// With `sample`: one target in how many is looked up. 100: ten of a full batch.
     pub(crate) sample_one_in: NonZeroU32,
     /// Beyond this share of copies that were not there a wrong template is suspected, and the
     /// relation pauses (S6). 0.5: most rows have their copies; 1 switches it off.
     pub(crate) absent_share_max: f64,
-    /// Most targets of one batch; the kind has a maximum of its own. 1,000: what S3 takes.
+    /// Most targets of one batch; the kind has a maximum of its own. 1,000: what S3 takes; 100 for a
+    /// webhook.
     pub(crate) batch_max: NonZeroUsize,
     /// Batches in flight, for each worker. 4: S3 and Elasticsearch answer faster side by side.
     pub(crate) in_flight_max: NonZeroUsize,
@@ -44,7 +48,7 @@ pub(crate) struct StoreConfig {
     /// How often one batch probes a store that is down. 5 s: soon noticed, hardly felt.
     pub(crate) probe_wait: Duration,
     /// Whether finalized keys are looked up again (`[audit]`). True: a store of which nobody can say that what
-    /// is gone stays gone is what the audit is for.
+    /// is gone stays gone is what the audit is for. False for a webhook without `look_url`.
     pub(crate) audit: bool,
 }
 
@@ -55,6 +59,17 @@ pub(crate) enum StoreKind {
     ObjectStore(ObjectStoreSection),
     Elasticsearch(ElasticsearchSection),
     Tantivy(TantivySection),
+    Webhook(WebhookSection),
+    PostgresTable(PostgresTableSection),
+}
+
+/// What copies in a store are, and so which targets name them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holds {
+    Objects,
+    Documents,
+    Items,
+    Rows,
 }
 
 /// Objects in S3 or a server that speaks its protocol.
@@ -76,6 +91,17 @@ pub(crate) struct S3Section {
     pub(crate) probe: bool,
     /// Most such requests in flight for one batch. 32: ten times a single one's rate.
     pub(crate) probes_max: NonZeroUsize,
+    /// What is erased of a versioned bucket. All versions: "deleted" on a receipt must mean gone (S6),
+    /// and who wants less has to say so.
+    pub(crate) erase: Erase,
+    /// What shows that a request arrived whole. Auto: what the server demands.
+    pub(crate) checksum: Checksum,
+    /// Whether a delete names the ETag that was looked at (S5). Auto: where it costs nothing more.
+    pub(crate) conditional: Conditional,
+    /// Most keys a second of one prefix. 3,500: what S3 takes.
+    pub(crate) rate_per_prefix: NonZeroU32,
+    /// How many segments of a key, after `prefix`, make another prefix. 0: the rate is the bucket's.
+    pub(crate) rate_depth: usize,
     /// Longest wait for a connection. 5 s.
     pub(crate) connect_timeout: Duration,
 }
@@ -157,12 +183,36 @@ pub(crate) enum Version {
     Lsn,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Erase {
+    /// Every version, every delete marker, every unfinished upload.
+    AllVersions,
+    /// What a read finds; the receipt says what remains.
+    Current,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Checksum {
+    Auto,
+    Crc32,
+    Md5,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Conditional {
+    Auto,
+    Never,
+    Required,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     S3,
     ObjectStore,
     Elasticsearch,
     Tantivy,
+    Webhook,
+    PostgresTable,
 }
 
 impl StoreKind {
@@ -173,29 +223,53 @@ impl StoreKind {
             Self::ObjectStore(_) => "object_store",
             Self::Elasticsearch(_) => "elasticsearch",
             Self::Tantivy(_) => "tantivy",
+            Self::Webhook(_) => "webhook",
+            Self::PostgresTable(_) => "postgres_table",
         }
     }
 
-    /// Whether its copies are objects; else they are documents.
-    pub(crate) fn holds_objects(&self) -> bool {
+    /// What its copies are.
+    pub(crate) fn holds(&self) -> Holds {
         match self {
-            Self::S3(_) | Self::ObjectStore(_) => true,
-            Self::Elasticsearch(_) | Self::Tantivy(_) => false,
+            Self::S3(_) | Self::ObjectStore(_) => Holds::Objects,
+            Self::Elasticsearch(_) | Self::Tantivy(_) => Holds::Documents,
+            Self::Webhook(_) => Holds::Items,
+            Self::PostgresTable(_) => Holds::Rows,
         }
     }
 
     /// Whether it tells the copy of a newer life of a key from the one that was claimed (S5).
     pub(crate) fn tells_lives_apart(&self) -> bool {
         match self {
-            Self::S3(_) | Self::ObjectStore(_) | Self::Tantivy(_) => false,
+            Self::S3(_)
+            | Self::ObjectStore(_)
+            | Self::Tantivy(_)
+            | Self::Webhook(_)
+            | Self::PostgresTable(_) => false,
             Self::Elasticsearch(_) => true,
+        }
+    }
+
+    /// Whether anything can be looked up there.
+    pub(crate) fn can_look(&self) -> bool {
+        match self {
+            Self::S3(_)
+            | Self::ObjectStore(_)
+            | Self::Elasticsearch(_)
+            | Self::Tantivy(_)
+            | Self::PostgresTable(_) => true,
+            Self::Webhook(webhook) => webhook.look_url.is_some(),
         }
     }
 
     /// Whether documents may be routed.
     pub(crate) fn has_routing(&self) -> bool {
         match self {
-            Self::S3(_) | Self::ObjectStore(_) | Self::Tantivy(_) => false,
+            Self::S3(_)
+            | Self::ObjectStore(_)
+            | Self::Tantivy(_)
+            | Self::Webhook(_)
+            | Self::PostgresTable(_) => false,
             Self::Elasticsearch(_) => true,
         }
     }
@@ -210,14 +284,18 @@ impl StoreConfig {
                 "use lower-case letters, digits, - and _, beginning with a letter",
             );
         }
-        let fix = "write kind = \"s3\", \"object_store\", \"elasticsearch\" or \"tantivy\"";
+        let fix = "write kind = \"s3\", \"object_store\", \"elasticsearch\", \"tantivy\", \"webhook\" or \
+                   \"postgres_table\"";
         let kind_place = section.place("kind");
         let kind: Option<Kind> = section.need("kind", fix);
         let count = |number| NonZeroUsize::new(number).expect("not zero");
+        let verify_place = section.place("verify");
         let verify: Option<Verify> = section.get("verify");
         let recoverable: Option<bool> = section.get("recoverable");
         let Share(absent_share_max) = section.or("absent_share_max", Share(0.5));
-        let batch_max = section.or("batch_max", count(1_000));
+        // A service that deletes its things one by one answers a hundred within a second.
+        let usual_batch = if kind == Some(Kind::Webhook) { 100 } else { 1_000 };
+        let batch_max = section.or("batch_max", count(usual_batch));
         let in_flight_max = section.or("in_flight_max", count(4));
         let sample_one_in = section.or("sample_one_in", NonZeroU32::new(100).expect("not zero"));
         let timeout_place = section.place("timeout");
@@ -226,7 +304,8 @@ impl StoreConfig {
         let deadline = section.or("deadline", Duration::from_secs(30));
         let unavailable_after = section.or("unavailable_after", Duration::from_secs(30));
         let probe_wait = section.or("probe_wait", Duration::from_secs(5));
-        let audit = section.or("audit", true);
+        let audit_place = section.place("audit");
+        let audit: Option<bool> = section.get("audit");
         if timeout > deadline {
             section.problem(
                 timeout_place,
@@ -258,6 +337,18 @@ impl StoreConfig {
                 }
                 (TantivySection::read(section).map(StoreKind::Tantivy), Verify::ReadBack)
             }
+            Some(Kind::Webhook) => {
+                let read = WebhookSection::read(section);
+                let usual = read.as_ref().map_or(Verify::Trust, WebhookSection::usual);
+                if let Some(webhook) = &read {
+                    webhook.vet(verify, verify_place, section);
+                }
+                (read.map(StoreKind::Webhook), usual)
+            }
+            Some(Kind::PostgresTable) => {
+                let read = PostgresTableSection::read(section);
+                (read.map(StoreKind::PostgresTable), Verify::ReadBack)
+            }
             None => {
                 // Which keys are known depends on the kind: none of them is called unknown.
                 section.rest::<Anything>();
@@ -265,9 +356,17 @@ impl StoreConfig {
             }
         };
         let kind = kind?;
+        if audit == Some(true) && !kind.can_look() {
+            section.problem(
+                audit_place,
+                "there is no look_url, so nothing could be looked up again",
+                "write look_url, or leave audit out",
+            );
+        }
         Some(Self {
             name: name.to_owned(),
-            is_recoverable: recoverable.unwrap_or(!kind.holds_objects()),
+            audit: audit.unwrap_or(kind.can_look()),
+            is_recoverable: recoverable.unwrap_or(kind.holds() == Holds::Documents),
             kind,
             verify: verify.unwrap_or(usual),
             sample_one_in,
@@ -279,7 +378,6 @@ impl StoreConfig {
             deadline_place,
             unavailable_after,
             probe_wait,
-            audit,
         })
     }
 }
@@ -305,6 +403,20 @@ impl S3Section {
         let prefix = read_prefix(section);
         let probe = section.or("probe", true);
         let probes_max = section.or("probes_max", NonZeroUsize::new(32).expect("not zero"));
+        let erase = section.or("erase", Erase::AllVersions);
+        let checksum = section.or("checksum", Checksum::Auto);
+        let conditional_place = section.place("conditional");
+        let conditional = section.or("conditional", Conditional::Auto);
+        let rate = NonZeroU32::new(3_500).expect("not zero");
+        let rate_per_prefix = section.or("rate_per_prefix", rate);
+        let rate_depth = section.or("rate_depth", 0);
+        if conditional == Conditional::Required && !probe {
+            section.problem(
+                conditional_place,
+                "needs the ETag of each object, and probe = false does not look",
+                "leave out probe, or write conditional = \"never\"",
+            );
+        }
         let connect_timeout = section.or("connect_timeout", Duration::from_secs(5));
         let credentials = access_key_id.zip(secret_access_key).map(|(id, secret)| S3Credentials {
             access_key_id: id,
@@ -320,6 +432,11 @@ impl S3Section {
             prefix,
             probe,
             probes_max,
+            erase,
+            checksum,
+            conditional,
+            rate_per_prefix,
+            rate_depth,
             connect_timeout,
         })
     }
@@ -503,6 +620,8 @@ impl Leaf for Kind {
             ("object_store", Self::ObjectStore),
             ("elasticsearch", Self::Elasticsearch),
             ("tantivy", Self::Tantivy),
+            ("webhook", Self::Webhook),
+            ("postgres_table", Self::PostgresTable),
         ];
         word(value, &words)
     }
@@ -519,5 +638,24 @@ impl Leaf for Verify {
 impl Leaf for Version {
     fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
         word(value, &[("seq_no", Self::SeqNo), ("lsn", Self::Lsn)])
+    }
+}
+
+impl Leaf for Erase {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        word(value, &[("all_versions", Self::AllVersions), ("current", Self::Current)])
+    }
+}
+
+impl Leaf for Checksum {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        word(value, &[("auto", Self::Auto), ("crc32", Self::Crc32), ("md5", Self::Md5)])
+    }
+}
+
+impl Leaf for Conditional {
+    fn read(value: &DeValue<'_>) -> Result<Self, Wrong> {
+        let words = [("auto", Self::Auto), ("never", Self::Never), ("required", Self::Required)];
+        word(value, &words)
     }
 }

@@ -11,9 +11,16 @@ fn example(text: &str) -> Config {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "postgresql://nobody@localhost/none").unwrap();
     let here = format!("file = {:?}", file.path());
-    let text = ["DATABASE_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
-        .iter()
-        .fold(text.to_owned(), |text, name| text.replace(&format!("env = {name:?}"), &here));
+    let text = [
+        "DATABASE_URL",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "CRM_SECRET",
+        "CRM_SECRET_BEFORE",
+        "REPORTING_URL",
+    ]
+    .iter()
+    .fold(text.to_owned(), |text, name| text.replace(&format!("env = {name:?}"), &here));
     Config::parse("example".into(), &text, Needs::Everything)
         .unwrap_or_else(|problems| panic!("{problems}"))
 }
@@ -43,6 +50,7 @@ fn what_the_example_calls_a_default_is_one() {
         "password",
         "ca_file",
         "session_token",
+        "secret",
     ];
     let spelled: Vec<String> = EXAMPLE
         .lines()
@@ -78,6 +86,18 @@ fn what_the_example_calls_a_default_is_one() {
         lines.collect::<Vec<_>>().join("\n")
     };
     assert_eq!(places_gone(&example(&text)), places_gone(&example(EXAMPLE)));
+}
+
+#[test]
+fn hashed_receipts_need_a_secret() {
+    let text = EXAMPLE.replace("# keys = \"plain\"", "keys = \"hashed\"");
+    assert_ne!(text, EXAMPLE);
+    let problems = Config::parse("example".into(), &text, Needs::Database).unwrap_err();
+    let said = problems.to_string();
+    assert!(
+        said.contains("`receipts.secret`: missing: keys = \"hashed\" needs a secret"),
+        "{said}"
+    );
 }
 
 /// The sections that are commented out as a whole are right, and their keys show their defaults.
@@ -131,6 +151,79 @@ fn the_index_in_a_folder_that_is_commented_out_shows_its_defaults() {
         lines.collect::<Vec<_>>().join("\n")
     };
     assert_eq!(local(whole), local(least));
+}
+
+/// What a store of the example that is commented out is read as, by its lines that `keep` keeps.
+fn chosen(name: &str, keep: impl Fn(&str) -> bool) -> (usize, String) {
+    let header = format!("# [store.{name}]");
+    let from = EXAMPLE.find(&header).unwrap();
+    let lines = EXAMPLE[from..].lines().map_while(|line| line.strip_prefix("# "));
+    let kept: Vec<&str> = lines.filter(|line| keep(line)).collect();
+    let config = example(&EXAMPLE.replace(&header, &kept.join("\n")));
+    let store = config.stores.iter().find(|store| store.name == name).unwrap();
+    let shown = format!("{store:#?}");
+    let lines = shown.lines().filter(|line| !line.contains("line: ") && !line.contains("/tmp/"));
+    (kept.len(), lines.collect::<Vec<_>>().join("\n"))
+}
+
+#[test]
+fn the_service_and_the_table_that_are_commented_out_show_their_defaults() {
+    let is_one_of = |line: &str, keys: &[&str]| keys.iter().any(|key| line.starts_with(key));
+    for (name, needed) in [
+        ("crm", &["[store", "kind", "url", "collection", "secret"][..]),
+        ("reporting", &["[store", "kind", "url", "table"]),
+    ] {
+        let without_default = ["look_url", "previous_secret", "ca_file"];
+        let whole = chosen(name, |line| !is_one_of(line, &without_default));
+        let least = chosen(name, |line| is_one_of(line, needed));
+        assert!(least.0 == needed.len() && whole.0 > least.0, "{name}: {whole:?}");
+        assert_eq!(whole.1, least.1);
+    }
+    assert!(chosen("crm", |line| !line.starts_with("look_url")).1.contains("verify: Trust"));
+}
+
+#[test]
+fn a_mistake_in_a_service_or_a_table_is_said_with_its_mending() {
+    let crm = "[store.crm]\nkind = \"webhook\"\nurl = \"URL\"\ncollection = \"contacts\"\n\
+               secret = { env = \"CRM\" }\n";
+    let table = "[store.copies]\nkind = \"postgres_table\"\nurl = { env = \"COPIES\" }\n\
+                 table = \"public.copies\"\n";
+    let said = |stores: &str, target: &str| {
+        let text = EXAMPLE.replace("[store.originals]", &format!("{stores}[store.originals]"));
+        let text = text.replace("{ store = \"search\", id = \"{id}\" },", target);
+        let read =
+            Config::parse("example".into(), &text.replace("DATABASE_URL", "PATH"), Needs::Database);
+        read.map(|_| ()).map_err(|problems| problems.to_string())
+    };
+    let crm = |url: &str| crm.replace("URL", url);
+    let good = "{ store = \"crm\", item = \"{id}\" }, { store = \"copies\", row = { kind = \"note\", note = \"{id}\" } },";
+    said(&format!("{}{table}", crm("https://a/erase")), good).unwrap();
+
+    let plain = said(&crm("http://a/erase?token=hunter2"), "").unwrap_err();
+    assert!(plain.contains("plain http") && !plain.contains("hunter2"), "{plain}");
+    said(&format!("{}allow_http = true\n", crm("http://a/erase")), "").unwrap();
+    let looked = said(&format!("{}verify = \"read_back\"\n", crm("https://a/")), "").unwrap_err();
+    assert!(
+        looked.contains("there is no look_url") && looked.contains("verify = \"trust\""),
+        "{looked}"
+    );
+
+    let wrong = said(&crm("https://a/"), "{ store = \"crm\", id = \"{id}\" },").unwrap_err();
+    assert!(
+        wrong.contains("`id` is no address in store \"crm\"") && wrong.contains("item ="),
+        "{wrong}"
+    );
+    let keyless = said(table, "{ store = \"copies\", row = { kind = \"note\" } },").unwrap_err();
+    assert!(keyless.contains("names no column"), "{keyless}");
+    let two = said(table, "{ store = \"copies\", item = \"{id}\", row = { id = \"{id}\" } },")
+        .unwrap_err();
+    assert!(two.contains("more than one address: item and row"), "{two}");
+    let open = said(&table.replace("{ env = \"COPIES\" }", "\"postgresql://u:hunter2@h/d\""), "")
+        .unwrap_err();
+    assert!(
+        open.contains("a secret must not be written here") && !open.contains("hunter2"),
+        "{open}"
+    );
 }
 
 #[test]

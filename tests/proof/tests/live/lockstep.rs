@@ -57,6 +57,7 @@ struct Seen {
     row: Option<bool>,
     deletions: Vec<(String, bool)>,
     receipts: i64,
+    closed: i64,
     rehydrates: i64,
 }
 
@@ -371,6 +372,7 @@ impl<'a> Lockstep<'a> {
                     .map(|it| (State::as_str(it.state).to_owned(), it.claimed))
                     .collect(),
                 receipts: run.model.receipts as i64,
+                closed: run.model.closed.len() as i64,
                 rehydrates: run.model.rehydrates as i64,
             };
             let none = Seen::default();
@@ -407,6 +409,16 @@ impl<'a> Lockstep<'a> {
             .unwrap()
         {
             seen.entry(row.get(0)).or_default().receipts = row.get(1);
+        }
+        for row in sqlx::query(
+            "select r.key[1], count(*) from tombstream.receipt_closed c \
+             join tombstream.receipt r using (deletion_id) group by 1",
+        )
+        .fetch_all(pool)
+        .await
+        .unwrap()
+        {
+            seen.entry(row.get(0)).or_default().closed = row.get(1);
         }
         for row in sqlx::query("select key[1], count(*) from tombstream.rehydrate group by 1")
             .fetch_all(pool)

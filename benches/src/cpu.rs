@@ -1,0 +1,40 @@
+//! What a process has used, as Linux counts it.
+
+use anyhow::{Context as _, Result};
+
+/// One drain: seconds, and processor seconds of this process (and its child).
+pub(crate) struct Drained {
+    pub(crate) wall: f64,
+    pub(crate) processor: f64,
+}
+
+/// User and system time of a process, in seconds; Linux counts in 1/100 s.
+pub(crate) fn processor_seconds(process: &str) -> f64 {
+    fields(process).map_or(0.0, |fields| (fields[11] + fields[12]) / 100.0)
+}
+
+/// That of this process's children that have ended.
+pub(crate) fn children_seconds() -> f64 {
+    fields("self").map_or(0.0, |fields| (fields[13] + fields[14]) / 100.0)
+}
+
+fn fields(process: &str) -> Option<Vec<f64>> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let fields = stat.rsplit_once(')')?.1.split_whitespace();
+    Some(fields.map(|field| field.parse().unwrap_or(0.0)).collect())
+}
+
+/// Of this process, in bytes: `VmRSS:` now, `VmHWM:` at most.
+pub(crate) fn memory(what: &str) -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with(what))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
+/// How long this thread was running, in seconds; Linux counts in nanoseconds.
+pub(crate) fn running_seconds() -> Result<f64> {
+    let file = "/proc/thread-self/schedstat";
+    let text = std::fs::read_to_string(file).context(file)?;
+    let running = text.split_whitespace().next().context("no time in schedstat")?;
+    Ok(running.parse::<f64>()? / 1e9)
+}

@@ -1,0 +1,36 @@
+//! Figures of several rounds: medians, and ratios with their spread.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// The middle one.
+pub(crate) fn median(of: &[f64]) -> f64 {
+    let mut sorted = of.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// One side over the other, round by round: both sides of a round were measured one after the other, so what
+/// slows the machine slows both.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Ratio {
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+}
+
+impl Ratio {
+    pub(crate) fn of(one: &[f64], other: &[f64]) -> Self {
+        let ratios: Vec<f64> = one.iter().zip(other).map(|(one, other)| one / other).collect();
+        let (min, max) =
+            ratios.iter().fold((f64::MAX, 0_f64), |(min, max), it| (min.min(*it), max.max(*it)));
+        Self { median: median(&ratios), min, max }
+    }
+}
+
+impl fmt::Display for Ratio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.2} ({:.2} to {:.2})", self.median, self.min, self.max)
+    }
+}
