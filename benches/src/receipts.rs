@@ -82,8 +82,8 @@ impl Scene {
         Ok(Self { pool, ledger, name })
     }
 
-    /// Finalizes so many rows, and gives how many in a second.
-    async fn round(&self, rows: usize) -> Result<f64> {
+    /// Finalizes so many rows, and gives how many in a second, and the bytes of log that each took.
+    async fn round(&self, rows: usize) -> Result<(f64, f64)> {
         let ids: Vec<String> = sqlx::query_scalar(
             "insert into documents (name, deleted_at) select 'n', now() from generate_series(1, $1) \
              returning id::text",
@@ -113,7 +113,9 @@ impl Scene {
             batches.push(claimed.into_iter().map(settle).collect::<Vec<_>>());
         }
         execute(&self.pool, "checkpoint").await?;
-        let begun = Instant::now();
+        let log = "select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8";
+        let log = async || sqlx::query_scalar::<_, f64>(log).fetch_one(&self.pool).await;
+        let (before, begun) = (log().await?, Instant::now());
         let all = async |share: usize| -> Result<()> {
             for batch in batches.iter().skip(share).step_by(4) {
                 let endings = self.ledger.finalize(DOCUMENTS, batch).await?;
@@ -122,7 +124,8 @@ impl Scene {
             Ok(())
         };
         tokio::try_join!(all(0), all(1), all(2), all(3))?;
-        Ok(rows as f64 / begun.elapsed().as_secs_f64())
+        let rate = rows as f64 / begun.elapsed().as_secs_f64();
+        Ok((rate, (log().await? - before) / rows as f64))
     }
 }
 
@@ -159,7 +162,10 @@ async fn measure(options: &Options, chained: &Scene, plain: &Scene) -> Result<()
         }
     }
     sealer.abort();
-    let mut ratios: Vec<f64> = with.iter().zip(&without).map(|(with, out)| with / out).collect();
+    let mut ratios: Vec<f64> =
+        with.iter().zip(&without).map(|(with, out)| with.0 / out.0).collect();
+    let (mut with, mut with_log): (Vec<f64>, Vec<f64>) = with.into_iter().unzip();
+    let (mut without, mut without_log): (Vec<f64>, Vec<f64>) = without.into_iter().unzip();
     let sealed = match options.sealed {
         0 => None,
         count => Some(seal(options, &chained.pool, count).await?),
@@ -170,6 +176,8 @@ async fn measure(options: &Options, chained: &Scene, plain: &Scene) -> Result<()
         "finalized_per_s_chained": spread(&mut with),
         "finalized_per_s_unchained": spread(&mut without),
         "chained_over_unchained": spread(&mut ratios),
+        "log_bytes_a_row_chained": spread(&mut with_log),
+        "log_bytes_a_row_unchained": spread(&mut without_log),
         "sealing": sealed,
     });
     if options.json {

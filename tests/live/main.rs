@@ -13,6 +13,7 @@ mod keys;
 mod locked;
 mod outage;
 mod poison;
+mod reconcile;
 mod replay;
 mod scene;
 mod search;

@@ -535,14 +535,14 @@ fn mapping_problem(mappings: &Value, field: &str, chars_max: usize) -> Option<St
 
 /// How many shards took part.
 #[derive(Clone, Copy, Deserialize)]
-struct Shards {
+pub(super) struct Shards {
     #[serde(default)]
     successful: u32,
     #[serde(default)]
     failed: u32,
 }
 
-fn complete(timed_out: bool, shards: Shards) -> Result<(), SinkError> {
+pub(super) fn complete(timed_out: bool, shards: Shards) -> Result<(), SinkError> {
     if timed_out || shards.failed > 0 {
         let said = format!("{} shards failed, timed out: {timed_out}", shards.failed);
         return Err(SinkError::Unavailable(said.into()));
@@ -557,7 +557,7 @@ fn seen(seq_no: Option<i64>, primary_term: Option<i64>) -> Option<Seen> {
     }
 }
 
-fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], of: &str) -> Result<T, SinkError> {
+pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], of: &str) -> Result<T, SinkError> {
     // The category and the place, not the text: it could quote the body.
     serde_json::from_slice(body).map_err(|error| {
         protocol(
@@ -572,7 +572,7 @@ fn protocol(of: &str, problem: &str) -> SinkError {
 }
 
 /// An indexed value as a template would write it.
-fn text(value: Value) -> String {
+pub(super) fn text(value: Value) -> String {
     match value {
         Value::String(text) => text,
         other => other.to_string(),

@@ -200,8 +200,17 @@ impl Client {
 
     /// Opens a point in time over every shard.
     pub(super) async fn open(&self, indices: &[Index]) -> Result<String, SinkError> {
+        self.open_for(indices, KEEP_ALIVE).await
+    }
+
+    /// The same, kept for so long between two of its searches.
+    pub(super) async fn open_for(
+        &self,
+        indices: &[Index],
+        keep_alive: &str,
+    ) -> Result<String, SinkError> {
         let path = format!("{}/_pit", list(indices));
-        answer::pit(&self.post(&path, &[("keep_alive", KEEP_ALIVE)], String::new()).await?)
+        answer::pit(&self.post(&path, &[("keep_alive", keep_alive)], String::new()).await?)
     }
 
     /// The next page of the documents that have one of `values` in `field`.
@@ -247,7 +256,7 @@ impl Client {
         self.call(Method::Get, path, query, HeaderMap::new(), None).await
     }
 
-    async fn post(
+    pub(super) async fn post(
         &self,
         path: &str,
         query: &[(&str, &str)],

@@ -22,8 +22,10 @@ mod check;
 mod client;
 mod config;
 mod field;
+mod list;
 mod sink;
 
 pub use check::{Facts, FieldFacts, IndexFacts, Uses};
 pub use config::{Auth, ConfigError, ElasticsearchConfig, OneOrMany, Versioning};
+pub use list::{ElasticsearchListing, ElasticsearchPart};
 pub use sink::ElasticsearchSink;

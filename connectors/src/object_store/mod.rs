@@ -9,8 +9,10 @@
 //! The crate's own retries are off; retries, pacing and read-back belong to the dataflow.
 
 mod config;
+mod list;
 mod sink;
 
 pub use crate::bucket::ObjectStoreOptions;
 pub use config::{ObjectStoreConfig, ObjectStoreConfigError};
+pub use list::{ObjectStoreListing, ObjectStorePart};
 pub use sink::ObjectStoreSink;

@@ -25,8 +25,8 @@ const PAGE_MAX: usize = 1000;
 /// An error of a single request becomes an error of the batch only if no other was answered; else
 /// it becomes an outcome of its target, so that what was confirmed is not lost.
 pub struct ObjectStoreSink {
-    config: ObjectStoreConfig,
-    store: Arc<dyn ObjectStore>,
+    pub(super) config: ObjectStoreConfig,
+    pub(super) store: Arc<dyn ObjectStore>,
     /// The directory of a local store. The crate lists one that is gone as empty.
     root: Option<PathBuf>,
 }
@@ -285,7 +285,7 @@ fn lease_over() -> Outcome {
 }
 
 /// What an error of the crate says of its request. Its text may name the key: it is a source only.
-fn failure(error: Error) -> SinkError {
+pub(super) fn failure(error: Error) -> SinkError {
     match error {
         Error::PermissionDenied { .. } => SinkError::Denied("permission denied".into()),
         Error::Unauthenticated { .. } => SinkError::Denied("not authenticated".into()),

@@ -109,10 +109,19 @@ pub(super) fn former_columns(
     row: &PgRow,
     place: usize,
 ) -> Result<Vec<Vec<Option<String>>>, sqlx::Error> {
+    let columns: Vec<&str> = prepared.claim.columns.iter().map(AsRef::as_ref).collect();
+    former_in_order(&columns, row, place)
+}
+
+/// The same, in the order of `columns`.
+pub(super) fn former_in_order(
+    columns: &[&str],
+    row: &PgRow,
+    place: usize,
+) -> Result<Vec<Vec<Option<String>>>, sqlx::Error> {
     let former: Option<Json<Vec<Columns>>> = row.try_get(place)?;
-    let columns = &prepared.claim.columns;
     let in_order =
-        |mut told: Columns| columns.iter().map(|name| told.remove(name).flatten()).collect();
+        |mut told: Columns| columns.iter().map(|name| told.remove(*name).flatten()).collect();
     Ok(former.map(|Json(all)| all.into_iter().map(in_order).collect()).unwrap_or_default())
 }
 

@@ -19,6 +19,7 @@ mod config;
 mod delete;
 mod erase;
 mod known;
+mod list;
 mod listing;
 mod lock;
 mod pace;
@@ -32,4 +33,5 @@ pub use config::{
     Checksum, Conditional, Erase, KeysMax, Probe, S3Config, S3ConfigError, S3Credentials,
 };
 pub use known::Conditions;
+pub use list::{S3Listing, S3Part};
 pub use sink::{BucketFacts, S3Facts, S3Sink};

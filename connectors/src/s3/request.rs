@@ -175,6 +175,28 @@ impl Requests {
         self.ask(Method::GET, bucket, "", &query).await
     }
 
+    /// A page of objects whose keys begin with `prefix`: behind the key `after`, or going on by the token of
+    /// the page before.
+    pub(super) async fn list_page(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        after: Option<&str>,
+        token: Option<&str>,
+    ) -> Result<Reply, SinkError> {
+        // In the order of the alphabet, as the signature wants it.
+        let mut query = String::new();
+        if let Some(token) = token {
+            query = format!("continuation-token={}&", encode(token, b""));
+        }
+        query +=
+            &format!("encoding-type=url&list-type=2&max-keys=1000&prefix={}", encode(prefix, b""));
+        if let Some(after) = after.filter(|_| token.is_none()) {
+            query += &format!("&start-after={}", encode(after, b""));
+        }
+        self.ask(Method::GET, bucket, "", &query).await
+    }
+
     /// A page of versions, markers among them, of keys that begin with `prefix`.
     pub(super) async fn list_versions(
         &self,

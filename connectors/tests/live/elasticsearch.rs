@@ -17,10 +17,11 @@ use elasticsearch::http::transport::Transport;
 use proxy::{Proxy, Reply, Request};
 use serde_json::{Value, json};
 use tombstream_connectors::elasticsearch::{
-    ElasticsearchConfig, ElasticsearchSink, OneOrMany, Uses, Versioning,
+    ElasticsearchConfig, ElasticsearchListing, ElasticsearchSink, OneOrMany, Uses, Versioning,
 };
 use tombstream_model::{
-    Address, DeletionId, Fence, Lsn, Outcome, Presence, Sink, SinkError, StoreId, Target, Verdict,
+    Address, DeletionId, Fence, Listed, Listing as _, ListingError, ListingPart as _, Lsn, Outcome,
+    Presence, Sink, SinkError, StoreId, Target, Verdict,
 };
 use tombstream_testing::conformance::sink::{self as conformance, SinkFixture};
 
@@ -1044,5 +1045,80 @@ async fn a_check_tells_what_an_operator_should_mend() {
     let concerns = facts.concerns();
     assert_eq!(concerns.len(), 2, "{concerns:?}");
     assert!(concerns[0].contains("not assigned") && concerns[1].contains("blocked (write)"));
+    server.drop(&[&index]).await;
+}
+
+/// Every document of a listing, by slices.
+async fn listed(
+    sink: ElasticsearchSink,
+    index: &str,
+    fields: &[&str],
+    parts: usize,
+) -> Result<Vec<Listed>, ListingError> {
+    let fields = fields.iter().map(|field| (*field).into()).collect();
+    let listing = ElasticsearchListing::new(Arc::new(sink), [(index.into(), fields)]);
+    let mut all = Vec::new();
+    for mut part in listing.parts(parts, &[]).await? {
+        while let Some(page) = part.next().await? {
+            all.extend(page);
+        }
+    }
+    Ok(all)
+}
+
+#[tokio::test]
+async fn an_index_is_listed_whole_in_slices() {
+    let server = Server::new();
+    let mappings = json!({"properties": {"key": {"type": "keyword"}}});
+    let index = server.index(3, mappings).await;
+    let docs: Vec<(String, Option<String>, Value)> = (0..6_000)
+        .map(|n| {
+            let routing = (n % 3 == 0).then(|| format!("r{}", n % 5));
+            (format!("d{n}"), routing, json!({"key": [format!("k{}", n / 2), "both"]}))
+        })
+        .collect();
+    server.fill(&index, &docs).await;
+    for parts in [1, 4] {
+        let found = listed(server.sink(&index), &index, &["key"], parts).await.unwrap();
+        assert_eq!(found.len(), docs.len());
+        let by_id: BTreeMap<_, _> = found.into_iter().map(|it| (it.address, it.fields)).collect();
+        for (id, routing, source) in &docs {
+            let (index, id, routing) = (index.as_str().into(), id.clone(), routing.clone());
+            let mut fields = by_id[&Address::Document { index, id, routing }].clone();
+            fields.sort();
+            let own = source["key"][0].as_str().unwrap().to_owned();
+            assert_eq!(fields, [("key".into(), "both".to_owned()), ("key".into(), own)]);
+        }
+    }
+    server.drop(&[&index]).await;
+    let gone = listed(server.sink(&index), &index, &[], 2).await;
+    assert!(gone.is_err(), "an index that is gone is no empty one");
+}
+
+/// S6: a page that lost a document ends in an error, not in a missing document.
+#[tokio::test]
+async fn a_listing_that_lost_a_document_is_an_error() {
+    let server = Server::new();
+    let index = server.index(1, json!({})).await;
+    let docs: Vec<_> = (0..30).map(|n| doc(&format!("d{n}"))).collect();
+    server.fill(&index, &docs).await;
+    let shared = server.clone();
+    let proxy = Proxy::start(move |request| {
+        let server = shared.clone();
+        async move {
+            let is_page = request.body.contains("\"pit\"") && request.path.starts_with("/_search");
+            let mut reply = server.pass(request).await;
+            if is_page {
+                let mut body: Value = serde_json::from_str(&reply.body).unwrap();
+                body["hits"]["hits"].as_array_mut().unwrap().pop();
+                reply = Reply::new(200, body.to_string());
+            }
+            reply
+        }
+    })
+    .await;
+    let sink = ElasticsearchSink::new(ElasticsearchConfig::new(&proxy.url, &index)).unwrap();
+    let error = listed(sink, &index, &[], 1).await.unwrap_err();
+    assert!(error.to_string().contains("not whole"), "{error}");
     server.drop(&[&index]).await;
 }

@@ -8,6 +8,7 @@ mod claim;
 mod finalize;
 mod guard;
 mod letters;
+mod listing;
 mod plan;
 mod pooler;
 mod positions;

@@ -18,13 +18,16 @@ mod told;
 mod versions;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use faulty::{Faulty, Reaction};
 use server::{Bucket, target, verdicts};
 use tokio::net::TcpListener;
-use tombstream_connectors::s3::{ObjectLock, Probe, S3Config, S3Sink, Versioning};
-use tombstream_model::{Address, Presence, Sink, SinkError, Target, Verdict};
+use tombstream_connectors::s3::{ObjectLock, Probe, S3Config, S3Listing, S3Sink, Versioning};
+use tombstream_model::{
+    Address, Listing as _, ListingPart as _, Presence, Sink, SinkError, Target, Verdict,
+};
 use tombstream_testing::conformance::sink::{self, SinkFixture};
 
 struct Fixture {
@@ -445,4 +448,62 @@ async fn a_proxy_that_answers_404_proves_no_absence() {
     let sink = faulty_sink(&faulty, |_| ());
     let error = sink.look(&documents(&["a", "b"])).await.unwrap_err();
     assert!(matches!(error, SinkError::Protocol(_)), "{error}");
+}
+
+/// Every object of a listing, by parts: each once.
+async fn listed(sink: S3Sink, parts: usize, sample: &[Address]) -> (usize, BTreeSet<String>) {
+    let parts = S3Listing::new(Arc::new(sink)).parts(parts, sample).await.unwrap();
+    let count = parts.len();
+    let mut keys = BTreeSet::new();
+    for mut part in parts {
+        while let Some(page) = part.next().await.unwrap() {
+            for listed in page {
+                let Address::Object { key, .. } = listed.address else { unreachable!() };
+                assert!(keys.insert(key), "each once");
+            }
+        }
+    }
+    (count, keys)
+}
+
+#[tokio::test]
+async fn a_bucket_is_listed_whole_however_it_is_cut() {
+    let bucket = Bucket::new().await;
+    let mut keys: Vec<String> = (0..2_300).map(|n| format!("t{:02}/{n}/a b+c", n % 23)).collect();
+    keys.extend(["q\"'&<>".to_owned(), "50%25".to_owned(), "e\u{301}/\u{e9}".to_owned()]);
+    bucket.put_all(&keys).await;
+    let all: BTreeSet<String> = keys.iter().cloned().collect();
+    let sample: Vec<Address> =
+        keys.iter().step_by(7).map(|key| bucket.object(key).address).collect();
+    assert_eq!(listed(bucket.sink(), 1, &sample).await, (1, all.clone()));
+    assert_eq!(listed(bucket.sink(), 4, &sample).await, (4, all.clone()));
+    assert_eq!(listed(bucket.sink(), 4, &[]).await, (1, all), "nothing tells where to cut it");
+    let within = listed(bucket.sink_with(|config| config.prefix = "t01/".into()), 1, &[]).await;
+    assert_eq!(within.1.len(), 100);
+}
+
+#[tokio::test]
+async fn a_listing_that_is_refused_is_an_error_and_no_empty_bucket() {
+    let faulty = Faulty::start(Reaction::Hang).await;
+    faulty.list(&["a", "b"]);
+    let sink = Arc::new(faulty_sink(&faulty, |_| ()));
+    let mut parts = S3Listing::new(Arc::clone(&sink)).parts(1, &[]).await.unwrap();
+    assert_eq!(parts[0].next().await.unwrap().map(|page| page.len()), Some(2));
+    assert!(parts[0].next().await.unwrap().is_none());
+    faulty.break_lists();
+    let mut parts = S3Listing::new(sink).parts(1, &[]).await.unwrap();
+    assert!(parts[0].next().await.is_err());
+    assert!(parts[0].next().await.is_err(), "asked again it is no end either");
+}
+
+#[tokio::test]
+async fn a_copy_behind_a_delete_marker_is_listed() {
+    let bucket = Bucket::new().await;
+    bucket.set_versioning("Enabled").await;
+    for key in ["a/1", "a/2", "a/2", "b/3"] {
+        bucket.put(key).await;
+    }
+    bucket.delete("a/1").await;
+    let all = BTreeSet::from(["a/1", "a/2", "b/3"].map(str::to_owned));
+    assert_eq!(listed(bucket.sink(), 1, &[]).await, (1, all));
 }

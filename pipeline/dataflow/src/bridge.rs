@@ -161,7 +161,7 @@ pub(crate) enum Feed {
 }
 
 /// Makes the two ends of one worker's feed.
-pub(crate) fn feed(ended: Flag) -> (FeedSender, FeedReceiver) {
+pub(crate) fn feed<T>(ended: Flag) -> (FeedSender<T>, FeedReceiver<T>) {
     // Records are bounded by permits; this bounds how far the intake runs ahead of a busy worker.
     let (sender, receiver) = channel::channel(64);
     let activator = Arc::new(OnceLock::new());
@@ -173,8 +173,8 @@ pub(crate) fn feed(ended: Flag) -> (FeedSender, FeedReceiver) {
 
 /// The intake's end of a feed. Dropping it ends the worker's source.
 #[derive(Debug)]
-pub(crate) struct FeedSender {
-    sender: Option<channel::Sender<Feed>>,
+pub(crate) struct FeedSender<T = Feed> {
+    sender: Option<channel::Sender<T>>,
     activator: Arc<OnceLock<SyncActivator>>,
     ended: Flag,
 }
@@ -183,8 +183,8 @@ pub(crate) struct FeedSender {
 #[derive(Debug)]
 pub(crate) struct Closed;
 
-impl FeedSender {
-    pub(crate) async fn send(&self, feed: Feed) -> Result<(), Closed> {
+impl<T> FeedSender<T> {
+    pub(crate) async fn send(&self, feed: T) -> Result<(), Closed> {
         let sender = self.sender.as_ref().ok_or(Closed)?;
         tokio::select! {
             biased;
@@ -210,7 +210,7 @@ impl FeedSender {
     }
 }
 
-impl Drop for FeedSender {
+impl<T> Drop for FeedSender<T> {
     fn drop(&mut self) {
         // Closed first, then woken: else the worker could look between the two and park for ever.
         self.sender = None;
@@ -233,25 +233,25 @@ impl Waker {
 }
 
 /// The worker's end of a feed.
-pub(crate) struct FeedReceiver {
-    receiver: channel::Receiver<Feed>,
+pub(crate) struct FeedReceiver<T = Feed> {
+    receiver: channel::Receiver<T>,
     activator: Arc<OnceLock<SyncActivator>>,
 }
 
 /// What a look into a feed brings.
-pub(crate) enum Fed {
-    Something(Feed),
+pub(crate) enum Fed<T = Feed> {
+    Something(T),
     Nothing,
     Closed,
 }
 
-impl FeedReceiver {
+impl<T> FeedReceiver<T> {
     /// Says whom to wake. The operator must look once afterwards.
     pub(crate) fn wakes(&self, activator: SyncActivator) {
         self.activator.set(activator).expect("a feed has one operator");
     }
 
-    pub(crate) fn receive(&mut self) -> Fed {
+    pub(crate) fn receive(&mut self) -> Fed<T> {
         match self.receiver.try_recv() {
             Ok(feed) => Fed::Something(feed),
             Err(channel::error::TryRecvError::Empty) => Fed::Nothing,

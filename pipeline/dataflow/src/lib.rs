@@ -22,6 +22,7 @@ pub mod metric;
 mod plan;
 mod port;
 mod progress;
+pub mod reconcile;
 mod retry;
 mod running;
 mod server;

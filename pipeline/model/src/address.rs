@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Key, KeyColumn, Listed};
+
 /// What Debezium writes for a TOASTed value that the event does not carry. It is no value, so it
 /// must reach no store.
 pub(crate) const UNAVAILABLE: &str = "__debezium_unavailable_value";
@@ -82,11 +84,12 @@ impl Address {
     /// The parts that come from the row: what may name somebody.
     pub fn values(&self) -> Vec<&str> {
         match self {
-            Self::Object { key: one, .. }
-            | Self::Prefix { prefix: one, .. }
-            | Self::Document { id: one, .. }
-            | Self::Field { value: one, .. }
-            | Self::Item { id: one, .. } => vec![one],
+            Self::Object { key: value, .. }
+            | Self::Prefix { prefix: value, .. }
+            | Self::Item { id: value, .. } => vec![value],
+            Self::Document { id: value, routing, .. } | Self::Field { value, routing, .. } => {
+                std::iter::once(value.as_str()).chain(routing.as_deref()).collect()
+            }
             Self::Row { columns, .. } => columns.values().map(String::as_str).collect(),
         }
     }
@@ -385,6 +388,43 @@ impl Template {
     }
 }
 
+impl Template {
+    /// The columns' values in `text`, if it was made of this template: the first of each name.
+    ///
+    /// No value holds a character of the literal text between two columns, so the first occurrence of that
+    /// text is where the value ends.
+    fn take_apart<'t>(&self, text: &'t str) -> Option<Vec<(&str, &'t str)>> {
+        let mut columns = Vec::new();
+        let mut rest = text;
+        let mut parts = self.parts.iter().peekable();
+        while let Some(part) = parts.next() {
+            let name = match part {
+                Part::Literal(literal) => {
+                    rest = rest.strip_prefix(literal.as_str())?;
+                    continue;
+                }
+                Part::Column(name) => name.as_str(),
+            };
+            let value = match parts.next_if(|next| matches!(next, Part::Literal(_))) {
+                None => std::mem::take(&mut rest),
+                Some(Part::Literal(literal)) if parts.peek().is_some() => {
+                    let (value, behind) = rest.split_once(literal.as_str())?;
+                    rest = behind;
+                    value
+                }
+                Some(Part::Literal(literal)) => {
+                    std::mem::take(&mut rest).strip_suffix(literal.as_str())?
+                }
+                Some(Part::Column(_)) => unreachable!("a literal was asked for"),
+            };
+            if columns.iter().all(|(known, _)| *known != name) {
+                columns.push((name, value));
+            }
+        }
+        rest.is_empty().then_some(columns)
+    }
+}
+
 /// What a text of a template is for, and so which values are parked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Rule {
@@ -571,6 +611,102 @@ impl AddressTemplate {
                 Ok(Address::Row { table: Arc::clone(table), columns })
             }
         }
+    }
+}
+
+impl AddressTemplate {
+    /// The addresses of this template that `listed` would be found by, each with the key of its row. One at
+    /// most; of a document with several values in a field, one for each.
+    ///
+    /// Only what the template itself would resolve to that place is given: a text that has its shape by chance,
+    /// or a key that is not spelled as Postgres spells it, is no row's.
+    pub fn trace(&self, listed: &Listed, key: &[KeyColumn]) -> Vec<(Address, Key)> {
+        let one = |text: &str, listed_routing: Option<&str>| {
+            self.trace_text(text, listed_routing, key).into_iter().collect::<Vec<_>>()
+        };
+        match (self, &listed.address) {
+            (Self::Object { bucket, .. }, Address::Object { bucket: found, key })
+                if bucket == found =>
+            {
+                one(key, None)
+            }
+            (Self::Prefix { bucket, prefix }, Address::Object { bucket: found, key })
+                if bucket == found =>
+            {
+                // All prefixes of a template have as many slashes.
+                let slashes = prefix.parts.iter().map(|part| match part {
+                    Part::Literal(text) => text.matches('/').count(),
+                    Part::Column(_) => 0,
+                });
+                let last = key.match_indices('/').nth(slashes.sum::<usize>().saturating_sub(1));
+                last.map(|(end, _)| one(&key[..=end], None)).unwrap_or_default()
+            }
+            (
+                Self::Document { index, .. },
+                Address::Document { index: found, id, routing: found_routing },
+            ) if index == found => one(id, found_routing.as_deref()),
+            (
+                Self::Field { index, field, .. },
+                Address::Document { index: found, routing: found_routing, .. },
+            ) if index == found => listed
+                .fields
+                .iter()
+                .filter(|(name, _)| name == field)
+                .flat_map(|(_, value)| one(value, found_routing.as_deref()))
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// One text, taken apart and put together again.
+    fn trace_text(
+        &self,
+        text: &str,
+        routing: Option<&str>,
+        key: &[KeyColumn],
+    ) -> Option<(Address, Key)> {
+        let template = match self {
+            Self::Object { key: it, .. }
+            | Self::Prefix { prefix: it, .. }
+            | Self::Document { id: it, .. }
+            | Self::Field { value: it, .. } => it,
+            // Nobody lists them.
+            Self::Item { .. } | Self::Row { .. } => return None,
+        };
+        let told = template.take_apart(text)?;
+        let value = |name: &str| told.iter().find(|(known, _)| *known == name).map(|(_, it)| *it);
+        let mut columns: Vec<(&str, &str)> = told.clone();
+        // The routing is the listed copy's own: a copy on another shard is not where the row's would be.
+        let named = self.routing();
+        if let Some(template) = named {
+            for (name, value) in template.take_apart(routing?)? {
+                if columns.iter().all(|(known, _)| *known != name) {
+                    columns.push((name, value));
+                }
+            }
+        }
+        let (names, values): (Vec<_>, Vec<_>) =
+            columns.into_iter().map(|(name, value)| (name, Some(value))).unzip();
+        let address = self.resolve(Row { columns: &names, values: &values }).ok()?;
+        let is_there = match &address {
+            Address::Object { key, .. } => key == text,
+            Address::Prefix { prefix, .. } => prefix == text,
+            Address::Document { id, routing: own, .. } => {
+                id == text && (named.is_none() || own.as_deref() == routing)
+            }
+            Address::Field { value, routing: own, .. } => {
+                value == text && (named.is_none() || own.as_deref() == routing)
+            }
+            Address::Item { .. } | Address::Row { .. } => false,
+        };
+        if !is_there {
+            return None;
+        }
+        let texts: Option<Vec<&str>> = key.iter().map(|column| value(&column.name)).collect();
+        let texts = texts?;
+        let canonical =
+            Key::new(key.iter().map(|column| column.kind), texts.iter().copied()).ok()?;
+        canonical.columns().eq(texts.iter().copied()).then_some((address, canonical))
     }
 }
 

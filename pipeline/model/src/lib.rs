@@ -21,6 +21,7 @@ mod key;
 mod keyed;
 mod ledger;
 mod letter;
+mod listing;
 mod merkle;
 mod position;
 mod publisher;
@@ -42,6 +43,9 @@ pub use ledger::{
     Claimed, ClaimedTarget, Disposition, Ending, Fence, Ledger, LedgerError, Settled,
 };
 pub use letter::{DeadLetter, Kept, LetterForm, LetterLimits};
+pub use listing::{
+    Listed, ListedDeletion, ListedRow, Listing, ListingError, ListingPart, Now, Registry, Standing,
+};
 pub use merkle::{Hash, ParseHashError, Tree};
 pub use position::{Generation, Lsn, ParseLsnError, Position};
 pub use publisher::{Message, PublishError, Publisher};

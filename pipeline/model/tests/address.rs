@@ -468,3 +468,102 @@ fn an_address_is_spelled_in_json_as_in_the_ledger() {
     let json = r#"{"kind":"item","collection":"contacts","id":"7"}"#;
     assert_eq!(serde_json::to_string(&item).unwrap(), json);
 }
+
+fn listed_object(key: &str) -> tombstream_model::Listed {
+    let address = Address::Object { bucket: "docs".into(), key: key.to_owned() };
+    tombstream_model::Listed { address, fields: Vec::new() }
+}
+
+fn key_columns(names: &[&str]) -> Vec<tombstream_model::KeyColumn> {
+    let column = |name: &&str| tombstream_model::KeyColumn {
+        name: (*name).to_owned(),
+        kind: tombstream_model::KeyKind::Text,
+    };
+    names.iter().map(column).collect()
+}
+
+#[test]
+fn a_copy_is_traced_to_no_row_that_could_not_have_written_it() {
+    use tombstream_model::{KeyColumn, KeyKind, Listed};
+    let id = [KeyColumn { name: "id".to_owned(), kind: KeyKind::Bigint }];
+    let in_bucket = |text: &str| match object(text) {
+        AddressTemplate::Object { key, .. } => {
+            AddressTemplate::Object { bucket: "docs".into(), key }
+        }
+        other => other,
+    };
+    let traced = |text: &str, key: &str| in_bucket(text).trace(&listed_object(key), &id).len();
+    assert_eq!(traced("{tenant}/{id}", "a/7"), 1);
+    for (text, key) in [
+        ("{tenant}/{id}", "a/007"),
+        ("{tenant}/{id}", "a/x"),
+        ("{tenant}/{id}", "a/b/7"),
+        ("{tenant}/{id}", "/7"),
+        ("{tenant}/{id}", "a/"),
+        ("{tenant}/{id}", "7"),
+        ("{id}/{tenant}/{id}", "7/a/8"),
+        ("{id}/original", "7/Original"),
+        ("{id}/original", "7/original/x"),
+    ] {
+        assert_eq!(traced(text, key), 0, "{text} {key}");
+    }
+    // Of another bucket, and of another kind.
+    let elsewhere = AddressTemplate::Object { bucket: "other".into(), key: template("{id}") };
+    assert_eq!(elsewhere.trace(&listed_object("7"), &id), []);
+    assert_eq!(document("{id}", None).trace(&listed_object("7"), &id), []);
+    // A document's routing is part of where it is.
+    let listed = |routing: Option<&str>| Listed {
+        address: Address::Document {
+            index: "documents".into(),
+            id: "t-7".to_owned(),
+            routing: routing.map(str::to_owned),
+        },
+        fields: Vec::new(),
+    };
+    let routed = AddressTemplate::Document {
+        index: "documents".into(),
+        id: template("{tenant}-{id}"),
+        routing: Some(template("{tenant}")),
+    };
+    assert_eq!(routed.trace(&listed(Some("t")), &id).len(), 1);
+    assert_eq!(routed.trace(&listed(Some("u")), &id), []);
+    assert_eq!(routed.trace(&listed(None), &id), []);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_048, ..ProptestConfig::default() })]
+
+    /// Whatever a row's address is, a copy there leads back to that row and that address.
+    #[test]
+    fn a_copy_is_traced_to_its_row(text in prop::sample::select(&JOINED[..]), row in rows()) {
+        let address = AddressTemplate::Object { bucket: "docs".into(), key: template(text) };
+        let columns = ["a", "b", "c"];
+        let values = [Some(&*row[0]), Some(&*row[1]), Some(&*row[2])];
+        if let Ok(sent) = address.resolve(Row { columns: &columns, values: &values }) {
+            let Address::Object { key, .. } = &sent else { unreachable!() };
+            let traced = address.trace(&listed_object(key), &key_columns(&columns));
+            let whose = tombstream_model::Key::from_postgres(row.clone());
+            prop_assert_eq!(traced, [(sent, whose)]);
+        }
+    }
+
+    /// So is every object below a row's prefix.
+    #[test]
+    fn an_object_is_traced_to_its_prefix(
+        text in prop::sample::select(&PREFIXES[..]),
+        row in rows(),
+        below in "[ax/]{0,4}",
+    ) {
+        let address = AddressTemplate::Prefix { bucket: "docs".into(), prefix: template(text) };
+        let names = address.columns().iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let columns: Vec<&str> = names.iter().map(String::as_str).collect();
+        let values: Vec<Option<&str>> = row.iter().take(columns.len()).map(|it| Some(&**it)).collect();
+        if let Ok(sent) = address.resolve(Row { columns: &columns, values: &values }) {
+            let Address::Prefix { prefix, .. } = &sent else { unreachable!() };
+            let listed = listed_object(&format!("{prefix}{below}"));
+            let traced = address.trace(&listed, &key_columns(&columns));
+            prop_assert_eq!(traced.len(), 1);
+            prop_assert_eq!(&traced[0].0, &sent);
+        }
+    }
+}

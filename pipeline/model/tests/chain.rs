@@ -1,6 +1,8 @@
 //! Exports of receipts: whole ones pass, by this crate and by `docs/verify_receipts.py`; of what was done to
 //! others everything is found, by both.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

@@ -9,21 +9,24 @@ use anyhow::{Context as _, anyhow, bail};
 use sqlx::PgPool;
 use tombstream_api::{ApiConfig, ApiRelation, Tokens};
 use tombstream_connectors as connectors;
-use tombstream_connectors::elasticsearch::{self, ElasticsearchConfig, ElasticsearchSink};
+use tombstream_connectors::elasticsearch::{
+    self, ElasticsearchConfig, ElasticsearchListing, ElasticsearchSink,
+};
 use tombstream_connectors::files::{self, FilesConfig, FilesSource};
 use tombstream_connectors::kafka::{self, KafkaConfig, KafkaPublisher, KafkaSource};
-use tombstream_connectors::object_store::{ObjectStoreConfig, ObjectStoreSink};
+use tombstream_connectors::object_store::{ObjectStoreConfig, ObjectStoreListing, ObjectStoreSink};
 use tombstream_connectors::postgres::{
     self, LedgerConfig, LedgerStore, Letters, PgLedger, PgPositions, PostgresSource,
     ReplicationConfig, Scope, Sweep, SweepBell, SweepConfig,
 };
 use tombstream_connectors::postgres_table::{PostgresTableConfig, PostgresTableSink};
-use tombstream_connectors::s3::{self, S3Config, S3Sink};
+use tombstream_connectors::s3::{self, S3Config, S3Listing, S3Sink};
 #[cfg(feature = "embedded")]
 use tombstream_connectors::tantivy::{TantivyConfig, TantivySink};
 use tombstream_connectors::webhook::{WebhookConfig, WebhookSink};
+use tombstream_dataflow::reconcile::{ErasedListing, ReconcileStore};
 use tombstream_dataflow::{ErasedSink, ErasedSource, Pipeline, ServerClock, StageConfig, Store};
-use tombstream_model::{KeyedHash, StoreId};
+use tombstream_model::{AddressTemplate, KeyedHash, Listed, StoreId};
 use tracing::{error, info, warn};
 
 #[cfg(feature = "embedded")]
@@ -193,6 +196,102 @@ pub(crate) fn stores(config: &Config) -> anyhow::Result<Vec<Store>> {
         stores.push(Store { id: StoreId(id), name, sink, config: store_limits(config, store) });
     }
     Ok(stores)
+}
+
+/// The same pipeline over one source that ends.
+pub(crate) async fn job(
+    config: &Config,
+    pool: PgPool,
+    source: Box<dyn ErasedSource>,
+) -> anyhow::Result<Pipeline<PgLedger>> {
+    let ledger = ledger(config, ledger_config(config), pool)?;
+    let seen = ledger.generation().await.context("the ledger's generation")?;
+    let server = ServerClock::default();
+    server.set(seen.generation, seen.written);
+    Ok(Pipeline {
+        config: tombstream_dataflow::Config { server, ..limits(config) },
+        relations: Arc::clone(&config.relations),
+        ledger: Arc::new(ledger),
+        stores: stores(config)?,
+        sources: vec![source],
+    })
+}
+
+/// The database's two sides of a comparison, and the way to ask it about single keys.
+pub(crate) fn listings(
+    config: &Config,
+    pool: PgPool,
+) -> (postgres::RowListing, postgres::DeletionListing, postgres::PgRegistry) {
+    let names: Vec<Arc<str>> =
+        config.stores.iter().map(|store| store.name.as_str().into()).collect();
+    let prepared = config.database.prepared_statements;
+    postgres::listings(pool, Arc::clone(&config.relations), &names, prepared)
+}
+
+/// A store, to be listed and looked at. Sends nothing yet.
+pub(crate) fn reconcile_store(
+    config: &Config,
+    place: usize,
+    may_be_empty: bool,
+) -> anyhow::Result<ReconcileStore> {
+    let store = &config.stores[place];
+    let id = StoreId(u16::try_from(place).expect("there are few stores"));
+    let (listing, sink): (Arc<dyn ErasedListing<Listed>>, Arc<dyn ErasedSink>) =
+        match connect_store(store)? {
+            Connected::S3(sink) => (Arc::new(S3Listing::new(Arc::clone(&sink))), sink),
+            Connected::ObjectStore(sink) => {
+                (Arc::new(ObjectStoreListing::new(Arc::clone(&sink))), sink)
+            }
+            Connected::Elasticsearch(sink) => {
+                let names = searched(config, id);
+                (Arc::new(ElasticsearchListing::new(Arc::clone(&sink), names)), sink)
+            }
+            #[cfg(feature = "embedded")]
+            Connected::Tantivy(_) => bail!(not_listed(&store.name, "an index of tantivy")),
+            Connected::Webhook(_) => bail!(not_listed(&store.name, "what a webhook tells of")),
+            Connected::PostgresTable(_) => {
+                bail!(not_listed(&store.name, "a table of another database"))
+            }
+        };
+    Ok(ReconcileStore {
+        id,
+        name: store.name.as_str().into(),
+        listing,
+        sink,
+        // 1 says that many rows have no copy there.
+        expects_all: store.absent_share_max < 1.0,
+        may_be_empty,
+    })
+}
+
+fn not_listed(store: &str, what: &str) -> String {
+    format!(
+        "store {store}: {what} can't be listed yet; leave it out by naming the others with --store"
+    )
+}
+
+/// The names under which a store's documents are found, each with the fields that are compared.
+fn searched(config: &Config, id: StoreId) -> BTreeMap<Arc<str>, Vec<Arc<str>>> {
+    let mut names: BTreeMap<Arc<str>, Vec<Arc<str>>> = BTreeMap::new();
+    let targets = config.relations.iter().flat_map(|relation| &relation.targets);
+    for target in targets.filter(|target| target.store == id) {
+        match &target.address {
+            AddressTemplate::Document { index, .. } => {
+                names.entry(Arc::clone(index)).or_default();
+            }
+            AddressTemplate::Field { index, field, .. } => {
+                let fields = names.entry(Arc::clone(index)).or_default();
+                if !fields.contains(field) {
+                    fields.push(Arc::clone(field));
+                }
+            }
+            AddressTemplate::Object { .. }
+            | AddressTemplate::Prefix { .. }
+            | AddressTemplate::Item { .. }
+            | AddressTemplate::Row { .. } => {}
+        }
+    }
+    names
 }
 
 /// Files, with their positions in the ledger.

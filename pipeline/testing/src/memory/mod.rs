@@ -4,11 +4,13 @@
 //! Kafka or any store: no locks, no transactions, no network.
 
 mod ledger;
+mod listing;
 mod publisher;
 mod sink;
 mod source;
 
 pub use ledger::{MemoryLedger, Row};
+pub use listing::{MemoryListing, MemoryPart, MemoryRegistry};
 pub use publisher::MemoryPublisher;
 pub use sink::{MemorySink, Mood};
 pub use source::{MemorySource, SourceControl};

@@ -20,6 +20,7 @@ mod page;
 mod parked;
 mod plan;
 mod receipts;
+mod reconcile;
 mod rehydrations;
 mod resume;
 mod run;
@@ -91,6 +92,8 @@ enum Command {
     DeadLetters(dead_letters::Args),
     /// Print the chain of receipts, check a printed one without any server, find one with its proof.
     Receipts(receipts::Args),
+    /// Compare rows, ledger and stores: what is there and should not be, what should be there and is not.
+    Reconcile(reconcile::Args),
     /// Move closed deletions to the archive now; `run` does so every hour.
     Ledger(ledger::Args),
     /// End a relation's pause, after its cause was mended.
@@ -179,6 +182,9 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         }
         Command::Receipts(args) => {
             receipts::receipts(args, load).await?;
+        }
+        Command::Reconcile(args) => {
+            reconcile::reconcile(load(Needs::Everything)?, args).await?;
         }
         Command::Ledger(args) => ledger::ledger(load(Needs::Database)?, args).await?,
         Command::Resume(args) => resume::resume(load(Needs::Database)?, args).await?,

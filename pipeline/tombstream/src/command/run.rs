@@ -72,11 +72,17 @@ pub(super) async fn until(
 }
 
 async fn start(config: &Config) -> anyhow::Result<(Running, Upkeep)> {
-    let pool = wiring::connect(&config.database, "tombstream").await?;
-    fit(config, &pool).await?;
+    let pool = ready(config, "tombstream").await?;
     let (pipeline, watched) = wiring::pipeline(config, pool.clone()).await?;
     let upkeep = Upkeep::start(config, pool, watched)?;
     Ok((pipeline.start(tokio::runtime::Handle::current())?, upkeep))
+}
+
+/// Opens the database, and refuses what no pipeline may run on, a job's as little as this one.
+pub(super) async fn ready(config: &Config, who: &str) -> anyhow::Result<PgPool> {
+    let pool = wiring::connect(&config.database, who).await?;
+    fit(config, &pool).await?;
+    Ok(pool)
 }
 
 /// Refuses a database in which less would be kept than a pipeline must keep, and warns of less.

@@ -1,0 +1,185 @@
+//! `tombstream reconcile`: what is there and should not be, and what should be there and is not.
+
+mod repair;
+mod report;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tombstream_dataflow::reconcile::{Reconcile, ReconcileConfig, Tally, Wrong};
+
+use super::Failure;
+use super::run::ready;
+use crate::config::Config;
+use crate::wiring;
+use repair::Repair;
+use report::Report;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Where the report goes: `table` (standard output), or a file that ends in .jsonl.
+    #[arg(long, value_name = "FILE", default_value = "table")]
+    report: String,
+    /// How long something must stay wrong to be reported.
+    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    #[arg(value_parser = humantime::parse_duration)]
+    settle: Duration,
+    /// Compare only this store; may be repeated. All of them without it.
+    #[arg(long, value_name = "STORE")]
+    store: Vec<String>,
+    /// This store may show nothing, though living rows should have copies there; may be repeated.
+    #[arg(long, value_name = "STORE")]
+    allow_empty: Vec<String>,
+    /// Parts of each side that are read side by side.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    parts: usize,
+    /// Threads that compare; as [pipeline] says without it.
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+    /// A folder for what does not fit in memory: some 250 bytes a copy, gone when the command ends.
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
+    /// Mend it afterwards, through the claim.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "KINDS")]
+    repair: Vec<Repairable>,
+}
+
+/// What can be asked to be mended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Repairable {
+    /// Flagged and due rows whose copies are there: claimed, or taken over, now.
+    Stragglers,
+    /// Not yet.
+    Zombies,
+    /// Not yet.
+    Orphans,
+}
+
+pub(super) async fn reconcile(config: Config, args: Args) -> Result<(), Failure> {
+    let mut report = Report::open(&args.report)?;
+    for kind in &args.repair {
+        refuse(*kind)?;
+    }
+    let pool = match args.repair.is_empty() {
+        true => wiring::connect_ledger(&config.database, "tombstream-reconcile").await?,
+        // What mends destroys: it starts only where `run` does.
+        false => ready(&config, "tombstream-reconcile").await?,
+    };
+    let folder = args.scratch.clone().unwrap_or_else(std::env::temp_dir);
+    let mut limits = ReconcileConfig::new(folder);
+    limits.workers = args.workers.unwrap_or(config.pipeline.workers.get());
+    limits.parts = args.parts;
+    limits.settle = args.settle;
+    let (rows, deletions, registry) = wiring::listings(&config, pool.clone());
+    let comparison = Reconcile {
+        config: limits,
+        relations: std::sync::Arc::clone(&config.relations),
+        rows: std::sync::Arc::new(rows),
+        deletions: std::sync::Arc::new(deletions),
+        registry: std::sync::Arc::new(registry.clone()),
+        stores: stores(&config, &args)?,
+    };
+    let mut repair = match args.repair.contains(&Repairable::Stragglers) {
+        true => Some(Repair::new().context("a temporary file can't be made")?),
+        false => None,
+    };
+    let tally = comparison
+        .run(&mut |finding| {
+            if let Some(repair) = &mut repair {
+                repair.note(finding)?;
+            }
+            report.finding(finding)
+        })
+        .await
+        .map_err(anyhow::Error::from)?;
+    report.close(&tally)?;
+    let mut left: u64 = tally.found.values().sum();
+    if let Some(repair) = repair {
+        let gone = repair.run(&config, pool, registry).await?;
+        let noted = tally.found.get(&Wrong::Straggler).copied().unwrap_or(0);
+        println!(
+            "repair: {} rows with stragglers, {} of them finalized; the others wait or need a person: tombstream \
+             status, tombstream parked list",
+            gone.rows, gone.finalized
+        );
+        if gone.finalized == gone.rows {
+            left -= noted;
+        }
+    }
+    let unclear: u64 = tally.stores.iter().map(|store| store.unclear).sum();
+    match left + unclear {
+        0 => Ok(()),
+        _ => Err(Failure::Said),
+    }
+}
+
+fn refuse(kind: Repairable) -> anyhow::Result<()> {
+    match kind {
+        Repairable::Stragglers => Ok(()),
+        Repairable::Zombies => bail!(
+            "zombies can't be repaired yet: a deletion without a row has to be opened for each; remove what the \
+             report lists, and look who wrote it"
+        ),
+        Repairable::Orphans => bail!(
+            "orphans are reported and never repaired: the ledger never knew them, so nothing proves whose they \
+             are; remove what the report lists yourself"
+        ),
+    }
+}
+
+/// The stores that are compared.
+fn stores(
+    config: &Config,
+    args: &Args,
+) -> anyhow::Result<Vec<tombstream_dataflow::reconcile::ReconcileStore>> {
+    for name in args.store.iter().chain(&args.allow_empty) {
+        if config.stores.iter().all(|store| store.name != *name) {
+            let known: Vec<_> = config.stores.iter().map(|store| store.name.as_str()).collect();
+            bail!("there is no store {name}; there are {}", known.join(", "));
+        }
+    }
+    let is_chosen = |name: &String| args.store.is_empty() || args.store.contains(name);
+    let chosen = config.stores.iter().enumerate().filter(|(_, store)| is_chosen(&store.name));
+    chosen
+        .map(|(place, store)| {
+            wiring::reconcile_store(config, place, args.allow_empty.contains(&store.name))
+        })
+        .collect()
+}
+
+/// What was compared and what came of it, for people.
+fn summary(tally: &Tally) -> String {
+    let mut said = format!(
+        "{} rows, {} deletions in the ledger, compared in {:.1} s; {} suspects looked at again in {:.1} s\n",
+        tally.rows,
+        tally.deletions,
+        tally.compared_in.as_secs_f64(),
+        tally.suspects,
+        tally.looked_in.as_secs_f64(),
+    );
+    for store in &tally.stores {
+        said += &format!(
+            "store {}: {} copies, {} expected by living rows; {} where no template leads{}\n",
+            store.name,
+            store.copies,
+            store.expected,
+            store.elsewhere,
+            match store.unclear {
+                0 => String::new(),
+                unclear => format!("; {unclear} that its second answer did not settle"),
+            },
+        );
+    }
+    if tally.unaddressed > 0 {
+        said += &format!(
+            "{} addresses of living rows can't be resolved: their deletions would be parked\n",
+            tally.unaddressed
+        );
+    }
+    let counts: Vec<_> = Wrong::ALL
+        .iter()
+        .map(|kind| format!("{} {}", tally.found.get(kind).unwrap_or(&0), report::plural(*kind)))
+        .collect();
+    said + &counts.join(", ")
+}
