@@ -5,7 +5,7 @@
 #[path = "elasticsearch/proxy.rs"]
 mod proxy;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -1081,7 +1081,7 @@ async fn an_index_is_listed_whole_in_slices() {
     for parts in [1, 4] {
         let found = listed(server.sink(&index), &index, &["key"], parts).await.unwrap();
         assert_eq!(found.len(), docs.len());
-        let by_id: BTreeMap<_, _> = found.into_iter().map(|it| (it.address, it.fields)).collect();
+        let by_id: HashMap<_, _> = found.into_iter().map(|it| (it.address, it.fields)).collect();
         for (id, routing, source) in &docs {
             let (index, id, routing) = (index.as_str().into(), id.clone(), routing.clone());
             let mut fields = by_id[&Address::Document { index, id, routing }].clone();

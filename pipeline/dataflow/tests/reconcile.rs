@@ -1,6 +1,8 @@
 //! The comparison, with every side in memory: what is planted is found, and nothing else; what is not whole
 //! says nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
