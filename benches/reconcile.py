@@ -125,7 +125,8 @@ def run(binary, folder, *options):
     ended = subprocess.run([binary, "reconcile", "--config", str(folder / "tombstream.toml"), "--settle", "1s",
         "--report", str(report), *options], env=environment())
     took = time.time() - began
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    peak, cpu = usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime
     found = collections.defaultdict(list)
     for line in map(json.loads, report.open()):
         if line["kind"] == "summary":
@@ -137,7 +138,7 @@ def run(binary, folder, *options):
         for kind, begin in begins.items() for store in ("originals", "search")}
     is_all = {key: sorted(ids) for key, ids in found.items()} == planted
     print(f"{rows} rows {' '.join(options)}: exit {ended.returncode}; all that was planted and nothing else: {is_all}; "
-        f"{took:.1f} s (compared {summary['compared_s']:.1f}, looked again {summary['looked_s']:.1f}), peak {peak:.0f} MiB, "
+        f"{took:.1f} s (compared {summary['compared_s']:.1f}, looked again {summary['looked_s']:.1f}), {cpu:.1f} s of processor, peak {peak:.0f} MiB, "
         f"{summary['spilled_bytes'] / 2**20:.0f} MiB on disk, {summary['suspects']} suspects; load {os.getloadavg()[0]:.0f}")
     sys.exit(0 if is_all else 1)
 
