@@ -44,6 +44,7 @@ fn relation(targets: Vec<(StoreId, AddressTemplate, bool)>) -> Relation {
         hide: None,
         breaker: None,
         on_hard_delete: OnHardDelete::Ignore,
+        key_reuse_forbidden: false,
         topics: Vec::new(),
         allow_cascade: Vec::new(),
     }
