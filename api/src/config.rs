@@ -245,6 +245,7 @@ pub(crate) mod tests {
                 hide: None,
                 breaker: None,
                 on_hard_delete: OnHardDelete::Ignore,
+                key_reuse_forbidden: false,
                 topics: Vec::new(),
                 allow_cascade: Vec::new(),
             }),

@@ -232,6 +232,7 @@ pub(crate) fn relation() -> Result<Relation> {
         hide: None,
         breaker: None,
         on_hard_delete: OnHardDelete::Ignore,
+        key_reuse_forbidden: false,
         topics: Vec::new(),
         allow_cascade: Vec::new(),
     })

@@ -6,6 +6,7 @@
 //! [`scene::until`] polls a condition with a bound.
 
 mod absent;
+mod audit;
 mod capture;
 mod crash;
 mod event;

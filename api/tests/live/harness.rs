@@ -240,6 +240,7 @@ pub(crate) fn relation(table: &str, key: &[(&str, KeyKind)], flag: (&str, FlagKi
         hide: None,
         breaker: None,
         on_hard_delete: OnHardDelete::Ignore,
+        key_reuse_forbidden: false,
         topics: Vec::new(),
         allow_cascade: Vec::new(),
     }

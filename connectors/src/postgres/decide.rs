@@ -15,7 +15,9 @@ use super::table::{Table, interval, is_held, literal};
 /// sweep bring the same key, and its finalizing would skip what the second claim holds and wait for the
 /// lease's end, its outcomes lost (`what_is_claimed_is_not_locked_again`).
 ///
-/// Where no guard vouches that the flag was set at the time it tells, grace runs from first sight (L4).
+/// Where no guard vouches that the flag was set at the time it tells, grace runs from first sight (L4). What is
+/// parked under another value of the flag may be of this very life, stamped again with an older time: its first
+/// sight counts, too, where that is later.
 /// Nothing is added to a flag: its sum may be out of range.
 ///
 /// The breaker's row is locked before the ledger's rows, by everybody, and until the end of the
@@ -43,10 +45,11 @@ pub(super) fn decide_sql(relation: &Relation) -> String {
                  not d.outlived and d.hidden_at is not null as hidden, \
                  not d.outlived and coalesce(d.waived ? c.refused_store, false) as waived, \
                  greatest(c.flag_at, coalesce(case when not d.outlived then d.first_seen end, \
-                     case when not vouched.vouched or c.flag_at is null then now() end)) as since \
+                     case when not vouched.vouched or c.flag_at is null then now() end), \
+                     case when d.outlived and d.removed is null then d.first_seen end) as since \
              from c cross join vouched left join lateral ( \
                  select d.id, d.first_seen, d.state = 'claimed' as taken, d.kept_back_at, d.approved_at, \
-                     d.hidden_at, d.waived, d.removed is not null or d.state = 'parked' \
+                     d.hidden_at, d.waived, d.removed, d.removed is not null or d.state = 'parked' \
                          and {claimed_flag} is distinct from {flag} as outlived \
                  from tombstream.deletion d where d.relation = {name} and d.key = c.key \
                      and d.state in ('pending', 'hidden', 'claimed', 'parked') \

@@ -32,7 +32,8 @@ macro_rules! receipts {
     ($rest:literal) => {
         concat!(
             "select r.entry, r.deletion_id, r.relation, r.key, r.hashed, r.flag, r.flip_lsn::text, \
-             r.hidden_at, r.claimed_at, r.finalized_at, r.transaction_id::text, r.row_gone, r.targets, r.waived \
+             r.hidden_at, r.claimed_at, r.finalized_at, r.transaction_id::text, r.row_gone, r.targets, r.waived, \
+             r.cause \
              from tombstream.receipt r ",
             $rest
         )
@@ -107,6 +108,9 @@ fn receipt(row: &PgRow) -> Result<Entry, EntriesError> {
     });
     if row.try_get(4)? {
         receipt["hashed"] = true.into();
+    }
+    if let Some(cause) = row.try_get::<Option<String>, _>(14)? {
+        receipt["cause"] = cause.into();
     }
     if let Some(hidden) = row.try_get::<Option<Time>, _>(7)? {
         receipt["hidden_at"] = serde_json::to_value(hidden).expect("a time is a text");

@@ -67,7 +67,7 @@ fn remove_sql(relation: &Relation) -> String {
                  as i(id, token, targets, locked, hashed_key, hashed_targets) \
          ), \
          held as ( \
-             select d.id, d.key, d.flag, d.removed, d.waived, d.flip_lsn, d.claimed_at, d.targets as planned, \
+             select d.id, d.key, d.flag, d.removed, d.waived, d.flip_lsn, d.claimed_at, d.cause, d.targets as planned, \
                  i.targets::jsonb as targets, i.locked, d.hidden_at, i.hashed_key, i.hashed_targets, \
                  pg_current_wal_insert_lsn() as locked_lsn \
              from tombstream.deletion d join i on d.id = i.id \
@@ -138,10 +138,10 @@ policy does not let it go' \
          {forget}receipts as ( \
              insert into tombstream.receipt \
                  (deletion_id, relation, key, flag, flip_lsn, hidden_at, claimed_at, row_gone, targets, \
-                 locked_lsn, removed_lsn, waived, hashed) \
+                 locked_lsn, removed_lsn, waived, hashed, cause) \
              select id, {relation_name}, case when hashed_key is null then key else array[hashed_key] end, flag, flip_lsn, hidden_at, claimed_at, \
                  outcome = 'row_gone', coalesce(hashed_targets::jsonb, targets), \
-                 locked_lsn, pg_current_wal_insert_lsn(), waived, hashed_key is not null \
+                 locked_lsn, pg_current_wal_insert_lsn(), waived, hashed_key is not null, cause \
              from ended where outcome in ('finalized', 'row_gone') order by id \
          ) \
          select id, outcome from ended",

@@ -10,8 +10,8 @@ use sqlx::types::Json;
 use sqlx::{ColumnIndex, PgPool, Row as _};
 
 use tombstream_model::{
-    Candidate, Claimed, ClaimedTarget, DeadLetter, DeletionId, Ending, Fence, Key, KeyedHash,
-    Ledger, LedgerError, Lsn, Outcome, Relation, RelationId, Settled, StoreId, Target,
+    Candidate, Claimed, ClaimedTarget, DeadLetter, DeletionCause, DeletionId, Ending, Fence, Key,
+    KeyedHash, Ledger, LedgerError, Lsn, Outcome, Relation, RelationId, Settled, StoreId, Target,
 };
 
 use super::claim::ClaimSql;
@@ -195,13 +195,15 @@ pub(super) struct ClaimedRow {
     pub(super) was_hidden: bool,
     /// Stores that an operator waived.
     pub(super) waived: BTreeSet<String>,
+    /// Why there is a deletion.
+    pub(super) cause: DeletionCause,
 }
 
 impl ClaimedRow {
     /// What a statement over `tombstream.deletion d` returns for [`Self::read`].
     pub(super) const RETURNED: &str = "d.id, d.relation, d.key, d.state, \
         coalesce(d.flag, '') as flag, d.flip_lsn::text as lsn, d.targets, d.lease_token, \
-        d.hidden_at is not null as hidden, d.waived";
+        d.hidden_at is not null as hidden, d.waived, d.cause";
 
     /// The row, and the token of its lease.
     pub(super) fn read(row: &PgRow) -> Result<(Self, i64), sqlx::Error> {
@@ -216,9 +218,16 @@ impl ClaimedRow {
             is_hide,
             was_hidden: !is_hide && row.try_get("hidden")?,
             waived: waived_stores(row, "waived")?,
+            cause: cause(row.try_get("cause")?)?,
         };
         Ok((claimed, row.try_get("lease_token")?))
     }
+}
+
+/// A cause as the ledger spells it.
+pub(super) fn cause(text: &str) -> Result<DeletionCause, sqlx::Error> {
+    let known = DeletionCause::ALL.into_iter().find(|cause| cause.as_str() == text);
+    known.ok_or_else(|| sqlx::Error::Decode(format!("no deletion has the cause {text:?}").into()))
 }
 
 /// The stores of `deletion.waived`; none where it is null.

@@ -11,7 +11,9 @@
 //! Every statement works behind a pooler in transaction mode, too: see the module `statement`.
 
 mod absent;
+mod again;
 mod arrival;
+mod audit;
 mod backfill;
 mod breaker;
 mod bury;
@@ -50,6 +52,7 @@ mod tally;
 mod tidy;
 mod version;
 
+pub use audit::{Audit, AuditConfig, AuditError, AuditRound, AuditSpan, AuditTally};
 pub use backfill::{Backfill, BackfillConfig, BackfillSpec, Progress, job_owner};
 pub use check::{Finding, Severity, check, check_ledger, guards, references};
 pub use correct::Resumed;
@@ -76,8 +79,8 @@ pub use roles::{
 };
 pub use seal::{SealError, Sealer, Sealing, Turn, sealing};
 pub use status::{
-    DeadLetterRow, OwedStore, PausedRelation, RelationStatus, Status, WaitingRelation, dead_letter,
-    dead_letters, status, waiting,
+    AuditStatus, DeadLetterRow, OwedStore, PausedRelation, RelationStatus, Status, WaitingRelation,
+    dead_letter, dead_letters, status, waiting,
 };
 pub use stores::{FormerStore, Waived, note_stores, waive_store};
 pub use sweep::{Sweep, SweepBell, SweepConfig};

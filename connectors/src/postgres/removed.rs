@@ -14,7 +14,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use tracing::{error, warn};
 
 use tombstream_model::{
-    Candidate, Claimed, Fence, Key, LedgerError, OnHardDelete, Relation, RemovedRow,
+    Candidate, Cause, Claimed, Fence, Key, LedgerError, OnHardDelete, Relation, RemovedRow,
 };
 
 use super::arrival::bucket;
@@ -144,8 +144,8 @@ fn record_sql(relation: &Relation) -> String {
                  u.removed::jsonb as removed, u.lsn::pg_lsn as lsn, u.hashed \
              from unnest($1::text[], $2::text[], $3::text[], $4::text[]) as u(key, removed, lsn, hashed) \
          ) \
-         insert into tombstream.deletion as d (relation, key, state, removed, flip_lsn) \
-         select {name}, i.key, 'pending', coalesce(i.removed, '{{}}'), i.lsn from i \
+         insert into tombstream.deletion as d (relation, key, state, removed, flip_lsn, cause) \
+         select {name}, i.key, 'pending', coalesce(i.removed, '{{}}'), i.lsn, 'hard_delete' from i \
          where not exists (select from {table} t where {matches}) and not {ours} \
              and not exists (select from tombstream.moved_key m \
                  where m.relation = {name} and m.key = i.key) \
@@ -154,8 +154,9 @@ fn record_sql(relation: &Relation) -> String {
                      and o.state in ('pending', 'hidden', 'parked'))) \
          order by i.key \
          on conflict (relation, key) where state in ('pending', 'hidden', 'claimed', 'parked') \
-         do update set removed = excluded.removed \
-             where d.claimed_at is null and (d.removed is null or d.removed = '{{}}') \
+         do update set removed = excluded.removed, cause = excluded.cause \
+             where d.claimed_at is null and d.cause in ('flag', 'hard_delete') \
+                 and (d.removed is null or d.removed = '{{}}') \
          returning d.key",
         table = table.name(),
         matches = table.matches_array("t", "i.key"),
@@ -195,23 +196,55 @@ fn due_sql(relation: &Relation) -> String {
                  where a.attrelid = to_regclass({root}) and a.attnum > 0 and a.atttypid in ( \
                      'text'::regtype, 'varchar'::regtype, 'uuid'::regtype, 'int2'::regtype, \
                      'int4'::regtype, 'int8'::regtype)) as plain, \
-             {guarded} as is_guarded \
+             {guarded} as is_guarded, {again} as is_again \
          from tombstream.deletion d \
          where d.relation = {name} and d.key in ( \
                  select array(select jsonb_array_elements_text(u.key::jsonb)) \
                  from unnest($1::text[]) as u(key)) \
              and d.removed is not null and d.state in ('pending', 'hidden') \
-             and d.first_seen <= now() - {grace} \
-             and (d.kept_back_at is null or d.approved_at is not null) \
+             and {due} and (d.kept_back_at is null or d.approved_at is not null) \
              and not {held} \
              and not exists (select from tombstream.pause p where p.relation = {name})",
-        guarded = is_guarded(relation, "arrived"),
-        grace = interval(relation.grace),
+        guarded = keeps_keys(relation),
+        again = is_again("d"),
+        due = is_due(relation),
         held = is_held(&name, "d.key"),
     )
 }
 
-/// Decides on a fresh snapshot: a key that has a row is another life's.
+/// Whether a deletion is of what was destroyed before: its addresses are known, and nobody waits for it.
+/// [`DeletionCause::is_again`](tombstream_model::DeletionCause::is_again), in SQL.
+pub(super) fn is_again(alias: &str) -> String {
+    format!("{alias}.cause in ('resurrected', 're_erase')")
+}
+
+/// Whether a deletion without a row has waited long enough. What is destroyed again had its grace before;
+/// its own short wait is its `due_at`.
+pub(super) fn is_due(relation: &Relation) -> String {
+    format!(
+        "(d.first_seen <= now() - {} or {}) and (d.due_at is null or d.due_at <= clock_timestamp())",
+        interval(relation.grace),
+        is_again("d"),
+    )
+}
+
+/// Whether no row comes to life under a key whose copies are being destroyed: the guard over arriving rows is
+/// there as a whole, or no key is ever used again.
+///
+/// Invariant (S5): the trigger of inserted rows alone is not enough, since where hard deletes are ignored
+/// it looks at flagged ones only; `without_the_guard_over_arriving_rows_what_is_found_is_parked`.
+fn keeps_keys(relation: &Relation) -> String {
+    match relation.key_reuse_forbidden {
+        true => "true".to_owned(),
+        false => {
+            format!("({} and {})", is_guarded(relation, "arrived"), is_guarded(relation, "moved"))
+        }
+    }
+}
+
+/// Decides on a fresh snapshot: a key that has a row is another life's. What is destroyed again goes with the
+/// targets that its row has when it is locked: the audit may have added one since it was looked at
+/// (`a_copy_that_is_found_while_another_is_being_claimed_is_not_lost`).
 fn claim_sql(relation: &Relation) -> String {
     let table = Table::new(relation);
     let name = literal(&relation.name);
@@ -221,7 +254,7 @@ fn claim_sql(relation: &Relation) -> String {
         "with token as materialized (select nextval('tombstream.lease_token') as token), \
          decided as ( \
              select d.id, i.targets::jsonb as targets, i.refusal, \
-                 d.approved_at is null and d.hidden_at is null as spends, case \
+                 d.approved_at is null and d.hidden_at is null and not {again} as spends, case \
                  when exists (select from {table} t where {matches}) then 'superseded' \
                  when {held} then 'pending' \
                  when i.refusal is not null then 'parked' \
@@ -240,7 +273,11 @@ fn claim_sql(relation: &Relation) -> String {
              state = case when mine.refused then d.state else mine.due end, \
              reason = case mine.due when 'superseded' then 'the key was used anew' else mine.refusal end, \
              closed_at = case mine.due when 'superseded' then clock_timestamp() end, \
-             targets = case when goes then mine.targets else d.targets end, \
+             targets = case when not goes then d.targets when {again} then ( \
+                     select coalesce(jsonb_agg(t.entry order by t.n), '[]') \
+                     from jsonb_array_elements(d.targets) with ordinality as t(entry, n) \
+                     where not d.waived ? (t.entry ->> 'store')) \
+                 else mine.targets end, \
              lease_owner = case when goes then $4 end, \
              lease_token = case when goes then token.token end, \
              lease_until = case when goes then clock_timestamp() + make_interval(secs => $5) end, \
@@ -250,11 +287,16 @@ fn claim_sql(relation: &Relation) -> String {
              kept_back_at = case when refused then clock_timestamp() else d.kept_back_at end \
          from mine cross join token where d.id = mine.id and d.state in ('pending', 'hidden') \
          returning {returned}, {KEPT_BACK}",
+        again = is_again("d"),
         returned = ClaimedRow::RETURNED,
         table = table.name(),
         matches = table.matches_array("t", "d.key"),
         held = is_held(&name, "d.key"),
     )
+}
+
+fn unguarded(reason: &str) -> Refusal {
+    Refusal { store: String::new(), reason: reason.to_owned() }
 }
 
 /// A removed row that is due.
@@ -264,7 +306,8 @@ struct Due {
 }
 
 impl PgLedger {
-    /// What becomes of keys whose row was removed.
+    /// What becomes of keys whose row was removed. Where hard deletes are ignored, what the sweep brings
+    /// may be a copy that came back.
     pub(super) async fn claim_removed(
         &self,
         prepared: &Prepared,
@@ -275,7 +318,12 @@ impl PgLedger {
             OnHardDelete::Ignore => {
                 let keys: Vec<&Key> = removed.iter().map(|candidate| &candidate.key).collect();
                 self.report_vanished(prepared, &keys).await?;
-                Ok(Vec::new())
+                let swept: Vec<&Candidate> =
+                    removed.iter().copied().filter(|it| it.cause == Cause::Sweep).collect();
+                match swept.is_empty() {
+                    true => Ok(Vec::new()),
+                    false => self.claim_waiting(prepared, &swept).await,
+                }
             }
             OnHardDelete::Destroy => self.claim_hard_deleted(prepared, removed).await,
         }
@@ -343,6 +391,20 @@ impl PgLedger {
         Ok(())
     }
 
+    /// Claims what was written down already and is due.
+    async fn claim_waiting(
+        &self,
+        prepared: &Prepared,
+        keys: &[&Candidate],
+    ) -> Result<Vec<Claimed>, LedgerError> {
+        let until = Instant::now() + self.config.lease;
+        let mut transaction = self.statements.begin(BEGIN).await.map_err(ledger_error)?;
+        let claimed =
+            self.take_due(&mut transaction, prepared, keys).await.map_err(ledger_error)?;
+        transaction.commit().await.map_err(ledger_error)?;
+        Ok(self.fenced(claimed, until))
+    }
+
     async fn claim_hard_deleted(
         &self,
         prepared: &Prepared,
@@ -358,18 +420,34 @@ impl PgLedger {
                 .increment(recorded);
             warn!(relation = %prepared.relation.name, rows = recorded, "rows were hard-deleted: their copies will be destroyed");
         }
-        let due = self.due(&mut transaction, prepared, removed).await.map_err(ledger_error)?;
-        let claimed = match due.is_empty() {
-            true => Vec::new(),
-            false => {
-                self.take_removed(&mut transaction, prepared, &due).await.map_err(ledger_error)?
-            }
-        };
+        let claimed =
+            self.take_due(&mut transaction, prepared, removed).await.map_err(ledger_error)?;
         transaction.commit().await.map_err(ledger_error)?;
-        Ok(claimed
+        Ok(self.fenced(claimed, until))
+    }
+
+    async fn take_due(
+        &self,
+        connection: &mut PgConnection,
+        prepared: &Prepared,
+        removed: &[&Candidate],
+    ) -> Result<Vec<(ClaimedRow, i64)>, sqlx::Error> {
+        let due = self.due(&mut *connection, prepared, removed).await?;
+        match due.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.take_removed(connection, prepared, &due).await,
+        }
+    }
+
+    /// What is destroyed again is no first attempt: that it is absent says nothing of a template (S6).
+    fn fenced(&self, claimed: Vec<(ClaimedRow, i64)>, until: Instant) -> Vec<Claimed> {
+        claimed
             .into_iter()
-            .filter_map(|(row, token)| self.claimed(row, Fence { token, until }, true))
-            .collect())
+            .filter_map(|(row, token)| {
+                let is_first = !row.cause.is_again();
+                self.claimed(row, Fence { token, until }, is_first)
+            })
+            .collect()
     }
 
     async fn record(
@@ -434,15 +512,18 @@ impl PgLedger {
                 };
                 let values: Vec<Option<String>> =
                     prepared.claim.columns.iter().map(value).collect();
-                let targets = match row.try_get::<bool, _>(6)? {
-                    true => self.resolve(prepared, &values, &waived_stores(row, 3)?),
-                    false => Err(Refusal {
-                        store: String::new(),
-                        reason:
-                            "nothing keeps the key of a hard-deleted row from being used while its \
-                                 copies are destroyed: run `tombstream migrate`, then retry"
-                                .to_owned(),
-                    }),
+                let targets = match (row.try_get(6)?, row.try_get(7)?) {
+                    (true, true) => Ok(Vec::new()),
+                    (true, false) => self.resolve(prepared, &values, &waived_stores(row, 3)?),
+                    (false, true) => Err(unguarded(
+                        "a copy came back, and nothing keeps its key from being used while it is \
+                         destroyed: write key_reuse = \"forbidden\" if no key is ever used again, or \
+                         on_hard_delete = \"destroy\" and run `tombstream migrate`; then retry",
+                    )),
+                    (false, false) => Err(unguarded(
+                        "nothing keeps the key of a hard-deleted row from being used while its copies \
+                         are destroyed: run `tombstream migrate`, then retry",
+                    )),
                 };
                 Ok(Due { id: row.try_get(0)?, targets })
             })

@@ -47,7 +47,7 @@ const fn grant(table: &'static str, pipeline: &'static str, api: &'static str) -
 
 /// Everything in the ledger, by name: what is new has to be judged
 /// (`every_table_of_the_ledger_is_judged`).
-const LEDGER: [Grant; 27] = [
+const LEDGER: [Grant; 29] = [
     grant("migration", "select", "select"),
     grant(
         "deletion",
@@ -81,6 +81,8 @@ const LEDGER: [Grant; 27] = [
     grant("former_address", "select, delete", ""),
     grant("moved_key", "select", ""),
     grant("truncation", "select, insert", ""),
+    grant("audit_pass", "select, insert, update", "select"),
+    grant("audit_again", "select, insert, update, delete", "select"),
     grant("job", "select, insert, update, delete", "select"),
     grant("job_range", "select, insert, update, delete", "select"),
     grant("lease_token", "usage", ""),

@@ -17,10 +17,39 @@ pub struct Status {
     pub paused: Vec<PausedRelation>,
     /// What waits, beside what time brings: relations of which something does.
     pub waiting: Vec<WaitingRelation>,
+    /// The parts of the audit's passes.
+    pub audit: Vec<AuditStatus>,
     /// How many messages could not be decoded and are not resolved.
     pub dead_letters: i64,
     /// How far the receipts are sealed.
     pub receipts: Sealing,
+}
+
+/// How far a pass of the audit is with one relation's copies in one store.
+#[derive(Clone, Debug, Serialize, sqlx::FromRow)]
+pub struct AuditStatus {
+    /// The relation's name.
+    pub relation: String,
+    /// The store's name.
+    pub store: String,
+    /// How long after its closing a deletion is looked at.
+    pub lag_seconds: f64,
+    /// How much later than that it is; none before the first page.
+    pub behind_seconds: Option<f64>,
+    /// Targets that were looked at.
+    pub looked: i64,
+    /// Copies that were there, and were destroyed again.
+    pub resurrected: i64,
+    /// Copies that were there under keys that have a row again.
+    pub reused: i64,
+    /// Deletions of this relation in this store that are to be looked at again, since a look could not tell.
+    pub again: i64,
+    /// Of those: how many it could not tell of for long.
+    pub unknown: i64,
+    /// Why, of one of them.
+    pub reason: Option<String>,
+    /// What stops it.
+    pub failure: Option<String>,
 }
 
 /// What of one relation waits for a person, or is hidden.
@@ -194,9 +223,22 @@ pub async fn status(pool: &PgPool) -> Result<Status, sqlx::Error> {
             .persistent(false)
             .fetch_one(&mut *snapshot)
             .await?;
+    let audit = sqlx::query_as(
+        "select p.relation, p.store, (p.lag_ms / 1000.0)::float8 as lag_seconds, \
+             greatest(0, extract(epoch from now() - p.closed_at) - p.lag_ms / 1000.0)::float8 \
+                 as behind_seconds, \
+             p.looked, p.resurrected, p.reused, a.again, a.unknown, a.reason, p.failure \
+         from tombstream.audit_pass p left join lateral ( \
+             select count(*) as again, count(a.unknown_at) as unknown, max(a.reason) as reason \
+             from tombstream.audit_again a where a.relation = p.relation and a.store = p.store \
+         ) a on true order by p.relation, p.store, p.lag_ms",
+    )
+    .persistent(false)
+    .fetch_all(&mut *snapshot)
+    .await?;
     let receipts = sealing_in(&mut snapshot).await?;
     snapshot.rollback().await?;
-    Ok(Status { relations, owed, paused, waiting, dead_letters, receipts })
+    Ok(Status { relations, owed, paused, waiting, audit, dead_letters, receipts })
 }
 
 /// Dead letters with an id above `after`, oldest first, at most `limit`.

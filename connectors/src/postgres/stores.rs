@@ -242,7 +242,11 @@ impl PgLedger {
     }
 
     /// The configured stores of which a deletion's entry knows nothing. Of a hidden one those that go first.
+    /// What is destroyed again is destroyed where it was found, and nowhere else.
     fn missing(&self, prepared: &Prepared, row: &ClaimedRow) -> BTreeSet<String> {
+        if row.cause.is_again() {
+            return BTreeSet::new();
+        }
         let wanted = prepared
             .relation
             .targets

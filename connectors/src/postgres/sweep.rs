@@ -14,10 +14,11 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use tombstream_model::{
-    Candidate, Cause, DeletionId, FlagKind, Found, Key, Mark, OnHardDelete, Polled, Records,
-    Relation, RelationId, Source, SourceError,
+    Candidate, Cause, DeletionId, FlagKind, Found, Key, Mark, Polled, Records, Relation,
+    RelationId, Source, SourceError,
 };
 
+use super::removed::is_due;
 use super::statement::Statements;
 use super::table::{Table, interval, is_held, literal};
 
@@ -88,7 +89,7 @@ enum Scan {
         newest: Option<String>,
         whole: Option<Whole>,
     },
-    /// Hard deletes that were written down and are due.
+    /// What was written down of rows that are gone, and is due: hard deletes, and copies that came back.
     Removed {
         relation: RelationId,
         sql: Arc<str>,
@@ -181,10 +182,8 @@ impl Sweep {
                     });
                 }
             }
-            if relation.on_hard_delete == OnHardDelete::Destroy {
-                let sql = removed_sql(relation).into();
-                scans.push(Scan::Removed { relation: id, sql, after: 0 });
-            }
+            let sql = removed_sql(relation).into();
+            scans.push(Scan::Removed { relation: id, sql, after: 0 });
         }
         scans.extend(relations.iter().zip(0..).map(|(relation, id)| Scan::Orphans {
             relation: RelationId(id),
@@ -396,18 +395,17 @@ fn orphans_sql(relation: &Relation) -> String {
     )
 }
 
-/// Hard deletes whose grace is over and that nothing keeps back.
+/// Hard deletes whose grace is over and copies that came back, which nothing keeps back.
 fn removed_sql(relation: &Relation) -> String {
     let name = literal(&relation.name);
     format!(
         "select d.id, d.key from tombstream.deletion d where d.relation = {name} and d.id > $2 \
              and d.removed is not null and d.state in ('pending', 'hidden') \
-             and d.first_seen <= now() - {grace} \
-             and (d.kept_back_at is null or d.approved_at is not null) \
+             and {due} and (d.kept_back_at is null or d.approved_at is not null) \
              and not {held} \
              and not exists (select from tombstream.pause p where p.relation = {name}) \
          order by d.id limit $1",
-        grace = interval(relation.grace),
+        due = is_due(relation),
         held = is_held(&name, "d.key"),
     )
 }

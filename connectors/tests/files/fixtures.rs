@@ -43,6 +43,7 @@ fn decoder() -> Decoder {
         hide: None,
         breaker: None,
         on_hard_delete: OnHardDelete::Ignore,
+        key_reuse_forbidden: false,
         topics: vec!["flat.public.documents".to_owned()],
         allow_cascade: Vec::new(),
     }])

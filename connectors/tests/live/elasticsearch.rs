@@ -1100,7 +1100,7 @@ async fn an_index_is_listed_whole_in_slices() {
 async fn a_listing_that_lost_a_document_is_an_error() {
     let server = Server::new();
     let index = server.index(1, json!({})).await;
-    let docs: Vec<_> = (0..30).map(|n| doc(&format!("d{n}"))).collect();
+    let docs: Vec<_> = (0..30).map(|n| doc(format!("d{n}"))).collect();
     server.fill(&index, &docs).await;
     let shared = server.clone();
     let proxy = Proxy::start(move |request| {

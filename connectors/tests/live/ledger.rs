@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 mod attack;
+mod audit;
 mod backfill;
 mod claim;
 mod finalize;

@@ -1,6 +1,8 @@
 //! The comparison, with every side in memory: what is planted is found, and nothing else; what is not whole
 //! says nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +44,7 @@ fn relation(targets: Vec<(StoreId, AddressTemplate, bool)>) -> Relation {
         hide: None,
         breaker: None,
         on_hard_delete: OnHardDelete::Ignore,
+        key_reuse_forbidden: false,
         topics: Vec::new(),
         allow_cascade: Vec::new(),
     }

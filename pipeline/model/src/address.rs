@@ -93,6 +93,16 @@ impl Address {
             Self::Row { columns, .. } => columns.values().map(String::as_str).collect(),
         }
     }
+
+    /// What it lies in: the bucket, the index, the collection or the table.
+    pub fn container(&self) -> &Arc<str> {
+        match self {
+            Self::Object { bucket, .. } | Self::Prefix { bucket, .. } => bucket,
+            Self::Document { index, .. } | Self::Field { index, .. } => index,
+            Self::Item { collection, .. } => collection,
+            Self::Row { table, .. } => table,
+        }
+    }
 }
 
 /// A text with columns of the row in braces: `{tenant_id}/{id}/original`. `{{` and `}}` are braces.
@@ -361,6 +371,33 @@ impl Template {
         (left + &right).chars().collect::<Vec<_>>().into_iter()
     }
 
+    /// Whether a row of this key could have this text, whatever its other columns are.
+    fn could_give(&self, text: &str, key: Row<'_>) -> bool {
+        self.could_end(0, text, key)
+    }
+
+    /// The same of the parts from `index` on and the rest of a text.
+    fn could_end(&self, index: usize, rest: &str, key: Row<'_>) -> bool {
+        let Some(part) = self.parts.get(index) else { return rest.is_empty() };
+        let known = match part {
+            Part::Literal(literal) => Some(literal.as_str()),
+            Part::Column(name) if key.columns.contains(&name.as_str()) => {
+                let Ok(value) = key.value(name) else { return false };
+                Some(value)
+            }
+            Part::Column(_) => None,
+        };
+        if let Some(known) = known {
+            return rest
+                .strip_prefix(known)
+                .is_some_and(|rest| self.could_end(index + 1, rest, key));
+        }
+        // At least one character, and none that would have parked it.
+        let refused: Vec<char> = self.delimiters(index).collect();
+        let mut ends = rest.char_indices().take_while(|(_, c)| !refused.contains(c));
+        ends.any(|(at, c)| self.could_end(index + 1, &rest[at + c.len_utf8()..], key))
+    }
+
     /// The text for `row`, or why `rule` parks it.
     fn resolve(&self, row: Row<'_>, rule: Rule) -> Result<String, AddressError> {
         let mut text = String::new();
@@ -563,6 +600,47 @@ impl AddressTemplate {
                 columns.keys().try_for_each(|column| named("column", column))
             }
         }
+    }
+
+    /// Whether a row of this key could have a copy at this address, whatever its other columns are: `key` has the
+    /// key's columns alone. Since a template holds the whole key injectively, no other key's row then has.
+    pub fn could_give(&self, address: &Address, key: Row<'_>) -> bool {
+        let (template, text) = match (self, address) {
+            (Self::Object { bucket, key }, Address::Object { bucket: of, key: text })
+                if bucket == of =>
+            {
+                (key, text)
+            }
+            (Self::Prefix { bucket, prefix }, Address::Prefix { bucket: of, prefix: text })
+                if bucket == of =>
+            {
+                (prefix, text)
+            }
+            (Self::Document { index, id, .. }, Address::Document { index: of, id: text, .. })
+                if index == of =>
+            {
+                (id, text)
+            }
+            (
+                Self::Field { index, field, value, .. },
+                Address::Field { index: of, field: named, value: text, .. },
+            ) if index == of && field == named => (value, text),
+            (Self::Item { collection, id }, Address::Item { collection: of, id: text })
+                if collection == of =>
+            {
+                (id, text)
+            }
+            (Self::Row { table, columns }, Address::Row { table: of, columns: texts })
+                if table == of && columns.len() == texts.len() =>
+            {
+                let could = |(name, template): (&String, &Template)| {
+                    texts.get(name).is_some_and(|text| template.could_give(text, key))
+                };
+                return columns.iter().all(could);
+            }
+            _ => return false,
+        };
+        template.could_give(text, key)
     }
 
     /// The address of `row`'s copy, or why it must not be sent.

@@ -88,6 +88,42 @@ impl State {
     }
 }
 
+/// Why there is a deletion. The ledger spells it in lower case with underscores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeletionCause {
+    /// A row's flag was set.
+    #[default]
+    Flag,
+    /// Another hand removed the row.
+    HardDelete,
+    /// The auditor found a copy of a row that is finalized.
+    Resurrected,
+    /// Somebody ordered that what was finalized be destroyed again.
+    ReErase,
+}
+
+impl DeletionCause {
+    /// Every cause.
+    pub const ALL: [Self; 4] = [Self::Flag, Self::HardDelete, Self::Resurrected, Self::ReErase];
+
+    /// Whether what is destroyed was destroyed before: known addresses of a row that is gone. It has
+    /// had its grace, its breaker's budget is spent, and that a copy is absent says nothing of a template.
+    pub fn is_again(self) -> bool {
+        matches!(self, Self::Resurrected | Self::ReErase)
+    }
+
+    /// The ledger's spelling.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Flag => "flag",
+            Self::HardDelete => "hard_delete",
+            Self::Resurrected => "resurrected",
+            Self::ReErase => "re_erase",
+        }
+    }
+}
+
 /// What a store's answer proves of one target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -205,6 +241,19 @@ mod tests {
             let json = serde_json::to_string(&state).unwrap();
             assert_eq!(json, format!("\"{}\"", state.as_str()));
         }
+    }
+
+    #[test]
+    fn a_cause_is_spelled_in_json_as_in_the_ledger() {
+        for cause in DeletionCause::ALL {
+            let json = serde_json::to_string(&cause).unwrap();
+            assert_eq!(json, format!("\"{}\"", cause.as_str()));
+        }
+        let again = DeletionCause::ALL.into_iter().filter(|cause| cause.is_again());
+        assert_eq!(
+            again.map(DeletionCause::as_str).collect::<Vec<_>>(),
+            ["resurrected", "re_erase"]
+        );
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub use address::{Address, AddressError, AddressTemplate, Row, Template, Templat
 pub use canonical::NotCanonical;
 pub use chain::{Block, Closed, End, Entry, Proof, ProofError, export_header};
 pub use change::{Candidate, Cause, Change, FlagState, FlagValue, Found, Op, RemovedRow};
-pub use deletion::{DeletionId, State, Verdict};
+pub use deletion::{DeletionCause, DeletionId, State, Verdict};
 pub use key::{Key, KeyError, KeyKind};
 pub use keyed::KeyedHash;
 pub use ledger::{

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::{Address, DeletionId, Hash, Outcome, Verdict};
+use crate::{Address, DeletionCause, DeletionId, Hash, Outcome, Verdict};
 
 /// The evidence that a deletion is finished, as the ledger keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +23,10 @@ pub struct Receipt {
     /// Whether key and addresses are keyed hashes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hashed: bool,
-    /// The flag's value that was claimed. None: the row was hard-deleted.
+    /// Why there was a deletion. None: a receipt from before it was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<DeletionCause>,
+    /// The flag's value that was claimed. None: there was no row any more.
     pub flag: Option<String>,
     /// Where the flip is in the log, if an event told it.
     pub flip_lsn: Option<String>,

@@ -40,6 +40,8 @@ pub struct Relation {
     pub breaker: Option<BreakerLimits>,
     /// What a hard delete of a living row means.
     pub on_hard_delete: OnHardDelete,
+    /// Whether it was declared that no key is ever used again (S5).
+    pub key_reuse_forbidden: bool,
     /// The Kafka topics that carry this relation's change events.
     pub topics: Vec<String>,
     /// Child tables that may be taken along by ON DELETE CASCADE or SET NULL, as `schema.table`.

@@ -378,6 +378,37 @@ proptest! {
         }
     }
 
+    /// What a template may have given to a key is known by the key alone, and is no other key's.
+    #[test]
+    fn an_address_tells_whether_it_could_be_a_keys(
+        text in prop::sample::select(&JOINED[..]),
+        row in rows(),
+        other in rows(),
+    ) {
+        let address = object(text);
+        let key = |row: &[String; 3]| {
+            let columns = ["a", "b"];
+            let values = [Some(row[0].as_str()), Some(row[1].as_str())];
+            let gives = |sent: &str| {
+                let sent = Address::Object { bucket: "docs".into(), key: sent.to_owned() };
+                address.could_give(&sent, Row { columns: &columns, values: &values })
+            };
+            resolve(&address, &pairs(row)).ok().map(|sent| (gives(&sent), sent))
+        };
+        if let (Some((gives, sent)), Some((_, another))) = (key(&row), key(&other)) {
+            prop_assert!(gives);
+            let columns = ["a", "b"];
+            let values = [Some(row[0].as_str()), Some(row[1].as_str())];
+            let row_key = Row { columns: &columns, values: &values };
+            let another = Address::Object { bucket: "docs".into(), key: another };
+            if row[..2] != other[..2] {
+                prop_assert!(!address.could_give(&another, row_key));
+            }
+            let elsewhere = Address::Object { bucket: "others".into(), key: sent };
+            prop_assert!(!address.could_give(&elsewhere, row_key));
+        }
+    }
+
     /// The other row's values go on where this one's end, as `10` does after `1`.
     #[test]
     fn a_prefix_is_never_the_prefix_of_another_rows(

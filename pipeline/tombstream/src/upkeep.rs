@@ -1,5 +1,5 @@
 //! What is looked after beside the dataflow: the server's generation, closed deletions, the chain of receipts,
-//! notices to be published. Nothing of it holds up a deletion.
+//! notices to be published, and what is audited (`audit.rs`). Nothing of it holds up a deletion.
 
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use tombstream_connectors::postgres::{self, RehydrateError, Sealer, Turn};
 use tombstream_model::{Disposition, Publisher};
 use tracing::{error, info, warn};
 
+use crate::audit;
 use crate::command::ledger;
 use crate::config::Config;
 use crate::wiring::{self, Watched};
@@ -34,6 +35,7 @@ pub(crate) struct Upkeep {
 impl Upkeep {
     pub(crate) fn start(config: &Config, pool: PgPool, watched: Watched) -> anyhow::Result<Self> {
         let mut tasks = JoinSet::new();
+        audit::spawn(&mut tasks, config, &pool, &watched.sinks);
         tasks.spawn(watch(watched));
         tasks.spawn(ledger::tidy_hourly(pool.clone(), config.ledger.retention));
         tasks.spawn(seal(Sealer::new(pool.clone())));

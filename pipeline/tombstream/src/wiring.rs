@@ -16,8 +16,8 @@ use tombstream_connectors::files::{self, FilesConfig, FilesSource};
 use tombstream_connectors::kafka::{self, KafkaConfig, KafkaPublisher, KafkaSource};
 use tombstream_connectors::object_store::{ObjectStoreConfig, ObjectStoreListing, ObjectStoreSink};
 use tombstream_connectors::postgres::{
-    self, LedgerConfig, LedgerStore, Letters, PgLedger, PgPositions, PostgresSource,
-    ReplicationConfig, Scope, Sweep, SweepBell, SweepConfig,
+    self, Audit, AuditConfig, LedgerConfig, LedgerStore, Letters, PgLedger, PgPositions,
+    PostgresSource, ReplicationConfig, Scope, Sweep, SweepBell, SweepConfig,
 };
 use tombstream_connectors::postgres_table::{PostgresTableConfig, PostgresTableSink};
 use tombstream_connectors::s3::{self, S3Config, S3Listing, S3Sink};
@@ -89,6 +89,8 @@ pub(crate) struct Watched {
     pub(crate) ledger: Arc<PgLedger>,
     pub(crate) server: ServerClock,
     pub(crate) bell: SweepBell,
+    /// The stores' sinks, in their order: the audit looks at them beside the pipeline.
+    pub(crate) sinks: Vec<Arc<dyn ErasedSink>>,
 }
 
 /// Everything that `tombstream run` runs.
@@ -99,6 +101,7 @@ pub(crate) async fn pipeline(
     let relations = Arc::clone(&config.relations);
     let ledger = ledger(config, ledger_config(config), pool.clone())?;
     let stores = stores(config)?;
+    let sinks = stores.iter().map(|store| Arc::clone(&store.sink)).collect();
     let sweep = &config.source.sweep;
     let sweep = SweepConfig {
         interval: sweep.interval,
@@ -174,7 +177,7 @@ pub(crate) async fn pipeline(
     server.set(seen.generation, seen.written);
     let limits = tombstream_dataflow::Config { server: server.clone(), ..limits(config) };
     let ledger = Arc::new(ledger);
-    let watched = Watched { ledger: Arc::clone(&ledger), server, bell: watch_bell };
+    let watched = Watched { ledger: Arc::clone(&ledger), server, bell: watch_bell, sinks };
     let pipeline = Pipeline { config: limits, relations, ledger, stores, sources };
     Ok((pipeline, watched))
 }
@@ -183,15 +186,7 @@ pub(crate) async fn pipeline(
 pub(crate) fn stores(config: &Config) -> anyhow::Result<Vec<Store>> {
     let mut stores = Vec::new();
     for (store, id) in config.stores.iter().zip(0..) {
-        let sink: Arc<dyn ErasedSink> = match connect_store(store)? {
-            Connected::S3(sink) => sink,
-            Connected::ObjectStore(sink) => sink,
-            Connected::Elasticsearch(sink) => sink,
-            #[cfg(feature = "embedded")]
-            Connected::Tantivy(sink) => sink,
-            Connected::Webhook(sink) => sink,
-            Connected::PostgresTable(sink) => sink,
-        };
+        let sink = store_sink(store)?;
         let name = store.name.as_str().into();
         stores.push(Store { id: StoreId(id), name, sink, config: store_limits(config, store) });
     }
@@ -383,6 +378,18 @@ pub(crate) fn publisher_config(settings: &[(String, Setting)]) -> kafka::KafkaPu
     config
 }
 
+/// The audit of the configured relations and stores.
+pub(crate) fn audit(config: &Config, pool: PgPool) -> Audit {
+    let names = config.stores.iter().map(|store| store.name.as_str().into()).collect();
+    let mut limits = AuditConfig::new(owner(), config.audit.after.clone());
+    limits.rate_max = config.audit.rate.get();
+    // A page is renewed before its lease is over.
+    limits.page_max = limits.page_max.min(limits.rate_max.saturating_mul(5));
+    limits.wait = config.audit.wait;
+    limits.prepared_statements = config.database.prepared_statements;
+    Audit::new(pool, Arc::clone(&config.relations), names, limits)
+}
+
 /// The ledger of the configured relations and stores.
 pub(crate) fn ledger(
     config: &Config,
@@ -438,11 +445,16 @@ pub(crate) fn topics(config: &Config) -> Vec<String> {
     config.relations.iter().flat_map(|relation| relation.topics.iter().cloned()).collect()
 }
 
-pub(crate) fn ledger_config(config: &Config) -> LedgerConfig {
+/// One name a process, for people to read.
+fn owner() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = if host.trim().is_empty() { "tombstream" } else { host.trim() };
+    format!("{host}/{}", std::process::id())
+}
+
+pub(crate) fn ledger_config(config: &Config) -> LedgerConfig {
     LedgerConfig {
-        owner: format!("{host}/{}", std::process::id()),
+        owner: owner(),
         lease: config.pipeline.lease,
         stores: config
             .stores
@@ -505,6 +517,19 @@ fn store_limits(config: &Config, store: &StoreConfig) -> tombstream_dataflow::St
             Verify::Trust => tombstream_dataflow::Verify::Trust,
         },
     }
+}
+
+/// A store's sink, its kind forgotten.
+pub(crate) fn store_sink(store: &StoreConfig) -> anyhow::Result<Arc<dyn ErasedSink>> {
+    Ok(match connect_store(store)? {
+        Connected::S3(sink) => sink,
+        Connected::ObjectStore(sink) => sink,
+        Connected::Elasticsearch(sink) => sink,
+        #[cfg(feature = "embedded")]
+        Connected::Tantivy(sink) => sink,
+        Connected::Webhook(sink) => sink,
+        Connected::PostgresTable(sink) => sink,
+    })
 }
 
 /// Makes a store's connector. Sends nothing yet.

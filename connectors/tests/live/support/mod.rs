@@ -196,6 +196,7 @@ pub(crate) fn documents() -> Relation {
         hide: None,
         breaker: None,
         on_hard_delete: OnHardDelete::Ignore,
+        key_reuse_forbidden: false,
         topics: vec!["app.public.documents".to_owned()],
         allow_cascade: Vec::new(),
     }

@@ -213,7 +213,7 @@ impl Sides {
             places.push(place(store, &listed.address));
             if let Address::Document { index, id, routing: Some(_) } = &listed.address {
                 let unrouted =
-                    Address::Document { index: index.clone(), id: id.clone(), routing: None };
+                    Address::Document { index: Arc::clone(index), id: id.clone(), routing: None };
                 places.push(place(store, &unrouted));
             }
         }

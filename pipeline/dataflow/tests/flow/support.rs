@@ -55,6 +55,7 @@ pub(crate) fn relation() -> Relation {
         hide: None,
         breaker: None,
         on_hard_delete: OnHardDelete::Ignore,
+        key_reuse_forbidden: false,
         topics: vec!["app.public.documents".to_owned()],
         allow_cascade: Vec::new(),
     }

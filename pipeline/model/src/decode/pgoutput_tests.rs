@@ -18,6 +18,7 @@ fn relation(kind: FlagKind) -> Relation {
         hide: None,
         breaker: None,
         on_hard_delete: OnHardDelete::Ignore,
+        key_reuse_forbidden: false,
         topics: Vec::new(),
         allow_cascade: Vec::new(),
     }

@@ -19,6 +19,7 @@ pub(crate) fn relation(table: &str, topics: &[&str]) -> Relation {
         hide: None,
         breaker: None,
         on_hard_delete: OnHardDelete::Ignore,
+        key_reuse_forbidden: false,
         topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
         allow_cascade: Vec::new(),
     }

@@ -44,7 +44,7 @@ impl<T: Clone + Send + Sync + 'static> Listing for MemoryListing<T> {
     async fn parts(&self, count: usize, _: &[Address]) -> Result<Vec<MemoryPart<T>>, ListingError> {
         let length = self.items.len().div_ceil(count.max(1)).max(1);
         let part = |items: &[T]| MemoryPart {
-            items: items.to_vec().into_iter(),
+            items: Vec::from(items).into_iter(),
             page: self.page,
             breaks_at: self.breaks_at,
         };

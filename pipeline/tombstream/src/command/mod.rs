@@ -1,9 +1,11 @@
 //! The commands: one file each, and how each ends.
 //!
-//! Exit codes: 0 it is done, 1 it failed, 2 the command line or the configuration is wrong.
+//! Exit codes: 0 it is done, 1 it failed, 2 the command line or the configuration is wrong; a command may have
+//! others: an audit ends with 3 if copies are there again.
 
 mod actor;
 mod api;
+mod audit;
 mod backfill;
 mod breaker;
 mod capture;
@@ -39,7 +41,8 @@ use crate::telemetry::{self, LogFormat};
 /// The command line.
 #[derive(Debug, Parser)]
 #[command(name = "tombstream", version, about)]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong command line or configuration.\n\
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong command line or configuration, \
+                        more: docs/jobs.md, docs/operations.md.\n\
                         TOMBSTREAM_LOG filters the log, such as info,tombstream_dataflow=debug.")]
 pub(crate) struct Cli {
     /// The configuration file.
@@ -94,6 +97,8 @@ enum Command {
     Receipts(receipts::Args),
     /// Compare rows, ledger and stores: what is there and should not be, what should be there and is not.
     Reconcile(reconcile::Args),
+    /// Look finalized keys up in their stores now, and have destroyed again what came back.
+    Audit(audit::Args),
     /// Move closed deletions to the archive now; `run` does so every hour.
     Ledger(ledger::Args),
     /// End a relation's pause, after its cause was mended.
@@ -186,6 +191,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Reconcile(args) => {
             reconcile::reconcile(load(Needs::Everything)?, args).await?;
         }
+        Command::Audit(args) => audit::audit(load(Needs::Everything)?, args).await?,
         Command::Ledger(args) => ledger::ledger(load(Needs::Database)?, args).await?,
         Command::Resume(args) => resume::resume(load(Needs::Database)?, args).await?,
         Command::Stores(args) => stores::stores(load(Needs::Database)?, args).await?,

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use anyhow::Context as _;
-use tombstream_connectors::postgres::{self, Status};
+use tombstream_connectors::postgres::{self, AuditStatus, Status};
 
 use crate::config::Config;
 use crate::wiring;
@@ -78,6 +78,9 @@ fn text(status: &Status) -> Result<String, std::fmt::Error> {
             }
         }
     }
+    for pass in &status.audit {
+        audit(&mut text, pass)?;
+    }
     let receipts = &status.receipts;
     if receipts.unsealed > 0 || receipts.blocks > 0 {
         let ago = |seconds: Option<f64>| seconds.map_or("-".to_owned(), age);
@@ -92,6 +95,36 @@ fn text(status: &Status) -> Result<String, std::fmt::Error> {
     }
     writeln!(text, "dead letters: {}", status.dead_letters)?;
     Ok(text)
+}
+
+/// One part of a pass: a line, and one for each thing that is wrong.
+fn audit(text: &mut String, pass: &AuditStatus) -> std::fmt::Result {
+    writeln!(
+        text,
+        "audit of {} in {} after {}: {} looked at, {} came back, {} reused; {}",
+        pass.relation,
+        pass.store,
+        age(pass.lag_seconds),
+        pass.looked,
+        pass.resurrected,
+        pass.reused,
+        match pass.behind_seconds {
+            None => "nothing is due yet".to_owned(),
+            Some(behind) => format!("{} behind", age(behind)),
+        }
+    )?;
+    if let Some(failure) = &pass.failure {
+        writeln!(text, "    it stands still: {failure}")?;
+    }
+    if pass.again > 0 {
+        let reason = pass.reason.as_deref().unwrap_or_default();
+        writeln!(
+            text,
+            "    {} to be looked at again, {} of them unknown for long; one says: {reason}",
+            pass.again, pass.unknown
+        )?;
+    }
+    Ok(())
 }
 
 /// Seconds as people read them.
@@ -130,6 +163,19 @@ mod tests {
                 holds: 1,
                 ..WaitingRelation::default()
             }],
+            audit: vec![AuditStatus {
+                relation: "documents".into(),
+                store: "search".into(),
+                lag_seconds: 900.0,
+                behind_seconds: Some(12.3),
+                looked: 70,
+                resurrected: 2,
+                reused: 1,
+                again: 3,
+                unknown: 1,
+                reason: Some("a look could not tell".into()),
+                failure: Some("unavailable".into()),
+            }],
             dead_letters: 0,
             receipts: Sealing {
                 unsealed: 7,
@@ -144,6 +190,9 @@ mod tests {
                         breaker of documents tripped since 2026-11-23 10:00:00 UTC: too many\n\
                         documents: 5 kept back by the breaker: tombstream breaker show documents\n\
                         documents: 1 holds active\n\
+                        audit of documents in search after 15m: 70 looked at, 2 came back, 1 reused; 12s behind\n    \
+                        it stands still: unavailable\n    \
+                        3 to be looked at again, 1 of them unknown for long; one says: a look could not tell\n\
                         receipts: 7 not sealed (the oldest for 1s); 2 blocks, the last 1m 30s ago\n\
                         dead letters: 0\n";
         assert_eq!(text(&status).unwrap(), expected);

@@ -5,6 +5,7 @@
 //! connection would show is left to `check --live`.
 
 mod api;
+mod audit;
 mod capture;
 mod database;
 mod document;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use tombstream_model::Relation;
 
 pub(crate) use api::ApiSection;
+pub(crate) use audit::AuditSection;
 pub(crate) use capture::{Broker, CaptureSection};
 pub(crate) use database::DatabaseConfig;
 pub(crate) use document::{Place, Problem, Problems};
@@ -62,6 +64,7 @@ pub(crate) struct Config {
     pub(crate) pipeline: PipelineConfig,
     pub(crate) ledger: LedgerSection,
     pub(crate) dead_letters: DeadLettersSection,
+    pub(crate) audit: AuditSection,
     pub(crate) receipts: ReceiptsSection,
     pub(crate) api: ApiSection,
     pub(crate) source: SourceConfig,
@@ -143,6 +146,8 @@ impl Config {
         let ledger = ledger.unwrap_or_else(|| root.absent(LedgerSection::read));
         let dead_letters = root.table("dead_letters", DeadLettersSection::read);
         let dead_letters = dead_letters.unwrap_or_else(|| root.absent(DeadLettersSection::read));
+        let audit = root.table("audit", AuditSection::read);
+        let audit = audit.unwrap_or_else(|| root.absent(AuditSection::read));
         let receipts = root.table("receipts", ReceiptsSection::read).unwrap_or_default();
         let api = root.table("api", ApiSection::read);
         let api = api.unwrap_or_else(|| root.absent(ApiSection::read));
@@ -171,6 +176,7 @@ impl Config {
             read.into_iter().filter_map(|(_, relation)| relation.flatten()).collect();
 
         rules::lease(root, &pipeline, &stores);
+        audit.lasts(root, &ledger);
         rules::apart(root, &relations);
         if let Some(source) = &source {
             let kafka = source.kafka.as_ref().map(|kafka| &kafka.place);
@@ -199,6 +205,7 @@ impl Config {
             pipeline,
             ledger,
             dead_letters,
+            audit,
             receipts,
             api,
             source,

@@ -183,6 +183,7 @@ impl RelationConfig {
             hide,
             breaker: self.breaker,
             on_hard_delete: self.on_hard_delete,
+            key_reuse_forbidden: self.key_reuse_forbidden,
             topics: self.topics.into_iter().map(|(_, topic)| topic).collect(),
             allow_cascade: self.allow_cascade,
         }

@@ -47,6 +47,9 @@ pub(crate) struct StoreConfig {
     pub(crate) unavailable_after: Duration,
     /// How often one batch probes a store that is down. 5 s: soon noticed, hardly felt.
     pub(crate) probe_wait: Duration,
+    /// Whether finalized keys are looked up again (`[audit]`). True: a store of which nobody can say that what
+    /// is gone stays gone is what the audit is for. False for a webhook without `look_url`.
+    pub(crate) audit: bool,
 }
 
 /// What a store is, and what only that kind needs.
@@ -247,6 +250,18 @@ impl StoreKind {
         }
     }
 
+    /// Whether anything can be looked up there.
+    pub(crate) fn can_look(&self) -> bool {
+        match self {
+            Self::S3(_)
+            | Self::ObjectStore(_)
+            | Self::Elasticsearch(_)
+            | Self::Tantivy(_)
+            | Self::PostgresTable(_) => true,
+            Self::Webhook(webhook) => webhook.look_url.is_some(),
+        }
+    }
+
     /// Whether documents may be routed.
     pub(crate) fn has_routing(&self) -> bool {
         match self {
@@ -289,6 +304,8 @@ impl StoreConfig {
         let deadline = section.or("deadline", Duration::from_secs(30));
         let unavailable_after = section.or("unavailable_after", Duration::from_secs(30));
         let probe_wait = section.or("probe_wait", Duration::from_secs(5));
+        let audit_place = section.place("audit");
+        let audit: Option<bool> = section.get("audit");
         if timeout > deadline {
             section.problem(
                 timeout_place,
@@ -339,8 +356,16 @@ impl StoreConfig {
             }
         };
         let kind = kind?;
+        if audit == Some(true) && !kind.can_look() {
+            section.problem(
+                audit_place,
+                "there is no look_url, so nothing could be looked up again",
+                "write look_url, or leave audit out",
+            );
+        }
         Some(Self {
             name: name.to_owned(),
+            audit: audit.unwrap_or(kind.can_look()),
             is_recoverable: recoverable.unwrap_or(kind.holds() == Holds::Documents),
             kind,
             verify: verify.unwrap_or(usual),

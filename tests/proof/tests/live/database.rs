@@ -118,6 +118,7 @@ fn documents(grace: Duration, hide: Option<Duration>) -> Relation {
         hide,
         breaker: None,
         on_hard_delete: OnHardDelete::Destroy,
+        key_reuse_forbidden: false,
         topics: Vec::new(),
         allow_cascade: Vec::new(),
     }
