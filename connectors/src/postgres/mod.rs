@@ -51,6 +51,7 @@ mod table;
 mod tally;
 mod tidy;
 mod version;
+mod zombies;
 
 pub use audit::{Audit, AuditConfig, AuditError, AuditRound, AuditSpan, AuditTally};
 pub use backfill::{Backfill, BackfillConfig, BackfillSpec, Progress, job_owner};
@@ -87,3 +88,4 @@ pub use sweep::{Sweep, SweepBell, SweepConfig};
 pub use tally::{Count, TalliedLedger, Tally};
 pub use tidy::{Retention, Tidied, tidy};
 pub use version::{LedgerVersion, check_version};
+pub use zombies::{Zombie, ZombiesOpened, open_zombies};

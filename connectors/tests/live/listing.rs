@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use sqlx::Executor as _;
 
-use tombstream_connectors::postgres::{DeletionListing, PgRegistry, RowListing, listings};
+use tombstream_connectors::postgres::{
+    DeletionListing, PgRegistry, RowListing, Zombie, ZombiesOpened, listings, open_zombies,
+};
 use tombstream_model::{
-    Key, Ledger as _, ListedDeletion, ListedRow, Listing, ListingPart as _, Registry as _,
+    Address, Key, Ledger as _, ListedDeletion, ListedRow, Listing, ListingPart as _, Registry as _,
     Relation, Standing, State, Verdict,
 };
 
@@ -209,5 +211,31 @@ async fn a_deletion_is_known_wherever_it_is_kept() {
     assert!(now.deletions.iter().all(|it| !it.is_settled), "all moved within the window");
     let now = registry.now(DOCUMENTS, &rows, Duration::ZERO).await.unwrap();
     assert!(now.deletions.iter().all(|it| it.is_settled));
+    database.drop_database().await;
+}
+
+/// What no template gives to this key may be another row's copy by now.
+#[tokio::test]
+async fn a_zombie_at_a_place_that_no_template_leads_to_is_parked() {
+    let database = Database::with_documents(true).await;
+    let alive = database.insert(1, false).await;
+    let gone = |n: u128| Key::from_postgres([uuid::Uuid::from_u128(n).to_string()]);
+    let zombie = |key: &Key, is_elsewhere| {
+        let object = format!("{key}/original");
+        let address = Address::Object { bucket: "documents".into(), key: object };
+        Zombie { key: key.clone(), targets: vec![("originals".to_owned(), address)], is_elsewhere }
+    };
+    let batch = [zombie(&alive[0], false), zombie(&gone(1), false), zombie(&gone(2), true)];
+    let opened = open_zombies(&database.pool, &documents(), &batch).await.unwrap();
+    assert_eq!(opened, ZombiesOpened { opened: 2, parked: 1, reused: 1, waits: 0 });
+    let states: Vec<(String, Option<String>)> =
+        sqlx::query_as("select state, reason from tombstream.deletion order by key")
+            .fetch_all(&database.pool)
+            .await
+            .unwrap();
+    assert_eq!(states[0], ("pending".to_owned(), None));
+    assert_eq!(states[1].0, "parked");
+    assert!(states[1].1.as_deref().unwrap_or_default().contains("another row's"));
+    assert_eq!(states.len(), 2, "the key that has a row is left alone");
     database.drop_database().await;
 }

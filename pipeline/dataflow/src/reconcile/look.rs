@@ -40,6 +40,8 @@ pub struct Finding {
     pub deletion: Option<DeletionId>,
     /// Where that is in its life.
     pub state: Option<State>,
+    /// No template leads there any more: the ledger alone says whose it was.
+    pub is_elsewhere: bool,
 }
 
 /// What the second look says of a batch.
@@ -225,6 +227,7 @@ impl Second<'_> {
             address: asked.address,
             deletion: newest.map(|deletion| deletion.id),
             state: newest.map(|deletion| deletion.state),
+            is_elsewhere: asked.is_elsewhere,
         })
     }
 

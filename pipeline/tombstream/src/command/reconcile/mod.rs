@@ -3,6 +3,7 @@
 mod repair;
 mod report;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -50,9 +51,9 @@ pub(super) struct Args {
 enum Repairable {
     /// Flagged and due rows whose copies are there: claimed, or taken over, now.
     Stragglers,
-    /// Not yet.
+    /// Copies of finalized rows: deletions without a row are written down, and claimed now.
     Zombies,
-    /// Not yet.
+    /// Never: nothing proves whose they are.
     Orphans,
 }
 
@@ -80,10 +81,13 @@ pub(super) async fn reconcile(config: Config, args: Args) -> Result<(), Failure>
         registry: std::sync::Arc::new(registry.clone()),
         stores: stores(&config, &args)?,
     };
-    let mut repair = match args.repair.contains(&Repairable::Stragglers) {
-        true => Some(Repair::new().context("a temporary file can't be made")?),
-        false => None,
-    };
+    let kinds = args.repair.iter().filter_map(|kind| match kind {
+        Repairable::Stragglers => Some(Wrong::Straggler),
+        Repairable::Zombies => Some(Wrong::Zombie),
+        Repairable::Orphans => None,
+    });
+    let kinds: BTreeSet<Wrong> = kinds.collect();
+    let mut repair = Repair::new(kinds.clone()).context("a temporary file can't be made")?;
     let tally = comparison
         .run(&mut |finding| {
             if let Some(repair) = &mut repair {
@@ -96,15 +100,22 @@ pub(super) async fn reconcile(config: Config, args: Args) -> Result<(), Failure>
     report.close(&tally)?;
     let mut left: u64 = tally.found.values().sum();
     if let Some(repair) = repair {
-        let gone = repair.run(&config, pool, registry).await?;
-        let noted = tally.found.get(&Wrong::Straggler).copied().unwrap_or(0);
+        let mended = repair.run(&config, pool, registry).await?;
         println!(
-            "repair: {} rows with stragglers, {} of them finalized; the others wait or need a person: tombstream \
-             status, tombstream parked list",
-            gone.rows, gone.finalized
+            "repair: {} keys, {} of them finalized; the others wait or need a person: tombstream status, \
+             tombstream parked list",
+            mended.keys, mended.finalized
         );
-        if gone.finalized == gone.rows {
-            left -= noted;
+        let zombies = mended.zombies;
+        if zombies.reused + zombies.waits + zombies.parked > 0 {
+            println!(
+                "repair: of the zombies {} are parked, {} have rows again and are left alone, {} wait for another \
+                 deletion of their key",
+                zombies.parked, zombies.reused, zombies.waits
+            );
+        }
+        if mended.finalized == mended.keys {
+            left -= kinds.iter().filter_map(|kind| tally.found.get(kind)).sum::<u64>();
         }
     }
     let unclear: u64 = tally.stores.iter().map(|store| store.unclear).sum();
@@ -116,11 +127,7 @@ pub(super) async fn reconcile(config: Config, args: Args) -> Result<(), Failure>
 
 fn refuse(kind: Repairable) -> anyhow::Result<()> {
     match kind {
-        Repairable::Stragglers => Ok(()),
-        Repairable::Zombies => bail!(
-            "zombies can't be repaired yet: a deletion without a row has to be opened for each; remove what the \
-             report lists, and look who wrote it"
-        ),
+        Repairable::Stragglers | Repairable::Zombies => Ok(()),
         Repairable::Orphans => bail!(
             "orphans are reported and never repaired: the ledger never knew them, so nothing proves whose they \
              are; remove what the report lists yourself"
