@@ -31,9 +31,19 @@ pub(crate) async fn edge(State(limit): State<Duration>, request: Request, next: 
     };
     let path = request.uri().path().to_owned();
     let span = tracing::info_span!("request", method, route, status = tracing::field::Empty);
+    // Invariant (S2, S7): a handler is carried through, whoever still waits for it; its statements have a limit of
+    // the server's. Dropped in the middle of a `begin`, it would give its connection back inside a transaction
+    // (sqlx 0.9), and the next request's flag would be answered and never committed;
+    // `restore::a_caller_who_goes_away_takes_no_later_flag_along`.
     let answer = async {
-        match tokio::time::timeout(limit, next.run(request)).await {
-            Ok(response) => response,
+        let carried = tokio::spawn(next.run(request).in_current_span());
+        match tokio::time::timeout(limit, carried).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(failed)) => match failed.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The process ends.
+                Err(_) => ApiError::Timeout.into_response(),
+            },
             Err(_) => ApiError::Timeout.into_response(),
         }
     };

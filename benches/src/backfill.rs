@@ -52,7 +52,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     let name = format!("bench_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
     execute(&server, &format!("create database {name}")).await?;
     let at: PgConnectOptions = url.parse::<PgConnectOptions>()?.database(&name);
-    let done = scene(&options, at.to_url_lossy().as_str()).await;
+    let done = scene(&options, &at).await;
     execute(&server, &format!("drop database {name} with (force)")).await?;
     done
 }
@@ -122,7 +122,7 @@ async fn backfill<L: Ledger>(
 }
 
 /// The server's own client, writing to /dev/null.
-async fn copy(pool: &PgPool, url: &str) -> Result<f64> {
+async fn copy(pool: &PgPool, at: &PgConnectOptions) -> Result<f64> {
     let folder: String = sqlx::query_scalar("select setting from pg_config where name = 'BINDIR'")
         .fetch_one(pool)
         .await?;
@@ -130,7 +130,10 @@ async fn copy(pool: &PgPool, url: &str) -> Result<f64> {
     let sql = "copy (select id, deleted_at from documents where deleted_at is not null) to stdout";
     let begun = Instant::now();
     let status = tokio::process::Command::new(&program)
-        .args([url, "-X", "-q", "-c", sql])
+        .args(["-X", "-q", "-c", sql])
+        .args(["--host", at.get_host(), "--port", &at.get_port().to_string()])
+        .args(["--username", at.get_username(), "--dbname", at.get_database().unwrap_or_default()])
+        .env("PGPASSWORD", at.to_url_lossy().password().unwrap_or_default())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .status()
@@ -147,13 +150,13 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
-async fn scene(options: &Options, url: &str) -> Result<()> {
-    let pool = postgres::connect(url, 12, true, "bench").await?;
+async fn scene(options: &Options, at: &PgConnectOptions) -> Result<()> {
+    let pool = postgres::connect(at.to_url_lossy().as_str(), 12, true, "bench").await?;
     let relation = slot::relation()?;
     fill(&pool, &relation, options.rows).await?;
     let (mut copies, mut fills, mut plans) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..options.rounds {
-        copies.push(copy(&pool, url).await?);
+        copies.push(copy(&pool, at).await?);
         let tally = Arc::new(Tally::default());
         let job = format!("null {round}");
         let ran = backfill(&pool, &relation, &job, NullLedger::default(), &tally).await?;

@@ -1,5 +1,7 @@
 //! Restores: won or refused, never half (S2).
 
+use std::time::Duration;
+
 use sqlx::{Connection, PgConnection};
 
 use crate::harness::{App, ask, send};
@@ -243,4 +245,26 @@ async fn a_trigger_that_keeps_the_row_is_not_hidden() {
     assert_eq!(app.post(RESTORE).await.problem(409), "conflict");
     assert!(is_flagged(&app).await);
     assert!(app.flips().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_caller_who_goes_away_takes_no_later_flag_along() {
+    let app = with_row("now()").await;
+    let insert = "insert into documents select gen_random_uuid(), 'y' from generate_series(1, 200)";
+    app.db.run(insert).await;
+    let ids: Vec<String> = sqlx::query_scalar("select id::text from documents where name = 'y'")
+        .fetch_all(&app.db.pool)
+        .await
+        .unwrap();
+    // One request after the other, so that all have one connection.
+    app.post(RESTORE).await;
+    for (id, n) in ids.iter().zip(0..) {
+        // Given up anywhere between its first statement and its last, longer each time.
+        let restore = send(&app.router, ask("POST", RESTORE));
+        drop(tokio::time::timeout(Duration::from_micros(n * 10), restore).await);
+        let flagged = app.delete(&format!("/documents/{id}")).await;
+        assert_eq!(flagged.status, 202, "{flagged:?}");
+        let sql = format!("select deleted_at is not null from documents where id = '{id}'");
+        assert_eq!(app.db.text(&sql).await.as_deref(), Some("true"), "answered, and not durable");
+    }
 }

@@ -30,7 +30,7 @@ pub(super) struct Again {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Opened {
     /// There is an open deletion with these targets now.
-    Now,
+    New,
     /// There was one before.
     Known,
     /// The key has a row: what is there may be that row's.
@@ -117,7 +117,7 @@ pub(super) async fn open_again(
             Ok(match (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?) {
                 (true, _, _) => Opened::Reused,
                 (false, true, _) => Opened::Known,
-                (false, false, true) => Opened::Now,
+                (false, false, true) => Opened::New,
                 (false, false, false) => Opened::Waits,
             })
         })

@@ -577,12 +577,13 @@ impl PageSql {
         })
     }
 
-    /// `$1`: how many rows a range has. The index gives the order: nothing is sorted, or kept.
+    /// `$1`: how many rows a range has. The index gives the order: nothing is sorted, or kept, and only where a range
+    /// ends is anything spelled.
     fn plan_sql(&self) -> String {
         format!(
-            "select count(*), coalesce(array_agg(jsonb_build_object('n', n, 'flag', flag, 'key', key)) \
-                 filter (where n % $1 = 0), '{{}}') \
-             from (select row_number() over (order by {order}) as n, {shown} as flag, {key} as key {from}) r",
+            "select count(*), coalesce(array_agg(jsonb_build_object('n', t.\"n of all\", 'flag', {shown}, 'key', {key})) \
+                 filter (where t.\"n of all\" % $1 = 0), '{{}}') \
+             from (select row_number() over (order by {order}) as \"n of all\", {order} {from}) t",
             order = self.order,
             shown = self.shown,
             key = self.key,

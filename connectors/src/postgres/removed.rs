@@ -219,12 +219,14 @@ pub(super) fn is_again(alias: &str) -> String {
 }
 
 /// Whether a deletion without a row has waited long enough. What is destroyed again had its grace before;
-/// its own short wait is its `due_at`.
+/// its own short wait is its `due_at`. (Of a hidden one that is when its hide is driven again, which keeps no claim
+/// waiting.)
 pub(super) fn is_due(relation: &Relation) -> String {
     format!(
-        "(d.first_seen <= now() - {} or {}) and (d.due_at is null or d.due_at <= clock_timestamp())",
-        interval(relation.grace),
+        "case when {} then d.due_at is null or d.due_at <= clock_timestamp() \
+             else d.first_seen <= now() - {} end",
         is_again("d"),
+        interval(relation.grace),
     )
 }
 

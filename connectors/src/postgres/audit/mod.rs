@@ -338,7 +338,7 @@ impl<S: Sink> Turn<'_, S> {
         for (found, opened) in found.iter().zip(&opened) {
             let copies = found.again.targets.len() as u64;
             match opened {
-                Opened::Now => {
+                Opened::New => {
                     tally.resurrected += copies;
                     tally.parked += if found.again.refusal.is_some() { copies } else { 0 };
                 }

@@ -35,7 +35,7 @@ pub(super) struct Args {
     /// Parts of each side that are read side by side.
     #[arg(long, value_name = "N", default_value_t = 4)]
     parts: usize,
-    /// Threads that compare; as [pipeline] says without it.
+    /// Threads that compare; as `[pipeline]` says without it.
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
     /// A folder for what does not fit in memory: some 250 bytes a copy, gone when the command ends.
