@@ -135,7 +135,11 @@ async fn what_is_planted_is_found_and_mended_through_the_claim() -> Result<()> {
     assert_eq!(found(&lines)?, left, "what is reported is what was there before");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(said.contains("50 keys, 50 of them finalized"), "{output:?}");
-    assert_eq!(scene.count("select count(*) from documents").await?, 1_860, "no row goes with them");
+    assert_eq!(
+        scene.count("select count(*) from documents").await?,
+        1_860,
+        "no row goes with them"
+    );
     let (_, lines) = reconcile(&scene, &program, &[]).await?;
     left.retain(|(kind, _), _| kind != "zombie");
     assert_eq!(found(&lines)?, left);
