@@ -82,6 +82,9 @@ targets = [{{ store = "originals", key = "{{tenant}}/{{id}}" }}, {{ store = "sea
                 '{NAME}', 'id', id::text, 'routing', null), 'outcome', null)),
             1, 1, now() - interval '2 hours', now() - interval '1 hour'
         from generate_series({2 * rows + 1}, {2 * rows + finalized}) id;
+        insert into tombstream.receipt (deletion_id, relation, key, flag, claimed_at, finalized_at, row_gone, targets)
+        select id, relation, key, flag, claimed_at, closed_at, false, targets from tombstream.deletion
+        where state = 'finalized';
         analyze""")
     print(f"{rows} rows, {finalized} finalized deletions: {time.time() - began:.0f} s", flush=True)
     began = time.time()

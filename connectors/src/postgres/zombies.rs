@@ -63,7 +63,7 @@ pub async fn open_zombies(
     let mut all = ZombiesOpened::default();
     for (opened, zombie) in opened.await.map_err(ledger_error)?.into_iter().zip(batch) {
         match opened {
-            Opened::Now | Opened::Known => {
+            Opened::New | Opened::Known => {
                 all.opened += 1;
                 all.parked += u64::from(zombie.is_elsewhere);
             }

@@ -5,6 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Lines, Seek as _, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,8 +15,8 @@ use tokio::runtime::Handle;
 use tombstream_connectors::postgres::{self, PgRegistry, Zombie, ZombiesOpened};
 use tombstream_dataflow::reconcile::{Finding, Wrong};
 use tombstream_model::{
-    Address, Candidate, Cause, DeletionId, Found, Key, Mark, Polled, Records, Registry as _,
-    RelationId, Source, SourceError, State,
+    Address, Candidate, Cause, DeletionId, Found, Key, Mark, Now, Polled, Records, Registry as _,
+    RelationId, Source, SourceError, Standing, State,
 };
 
 use crate::config::Config;
@@ -75,18 +77,29 @@ impl Repair {
                 open(config, &pool, page, is_elsewhere, &mut repaired.zombies).await?;
             }
         }
-        let source = Wrongs { pages: Some(Pages::of(&mut file)?), next: VecDeque::new() };
-        let pipeline = wiring::job(config, pool, Box::new(source)).await?;
-        let running = pipeline.start(Handle::current())?;
-        let finished = running.finished().await;
-        running.stop(config.pipeline.drain_max).await?;
-        finished?;
-
-        let mut pages = Pages::of(&mut file)?;
-        while let Some(page) = pages.next()? {
-            count(&registry, page, &mut repaired).await?;
+        // What was skipped (a lock of another claim) is brought again, as the sweep would, while that helps.
+        let mut finalized = None;
+        loop {
+            let brought = Arc::new(AtomicU64::new(0));
+            let source = Wrongs {
+                pages: Some(Pages::of(&mut file)?),
+                registry: registry.clone(),
+                seen: HashSet::new(),
+                next: VecDeque::new(),
+                brought: Arc::clone(&brought),
+            };
+            let pipeline = wiring::job(config, pool.clone(), Box::new(source)).await?;
+            let running = pipeline.start(Handle::current())?;
+            let finished = running.finished().await;
+            running.stop(config.pipeline.drain_max).await?;
+            finished?;
+            let (keys, now) = count(&registry, Pages::of(&mut file)?).await?;
+            (repaired.keys, repaired.finalized) = (keys, now);
+            if brought.load(Ordering::Relaxed) == 0 || finalized >= Some(now) {
+                return Ok(repaired);
+            }
+            finalized = Some(now);
         }
-        Ok(repaired)
     }
 }
 
@@ -122,37 +135,42 @@ async fn open(
     Ok(())
 }
 
-/// Counts what is finalized of a page. A zombie's first deletion was that before.
-async fn count(
-    registry: &PgRegistry,
-    page: Vec<Noted>,
-    repaired: &mut Repaired,
-) -> anyhow::Result<()> {
-    let mut keys: BTreeMap<RelationId, BTreeMap<Key, Option<DeletionId>>> = BTreeMap::new();
-    for (kind, relation, key, newest, _) in page {
-        let before = newest.map(|(id, _)| id).filter(|_| kind == Wrong::Zombie);
-        keys.entry(relation).or_default().insert(key, before);
+/// How many keys were noted, and of how many the newest deletion is finalized now. A zombie's first one was that
+/// before.
+async fn count(registry: &PgRegistry, mut pages: Pages) -> anyhow::Result<(u64, u64)> {
+    let mut seen = HashSet::new();
+    let (mut count, mut finalized) = (0, 0);
+    while let Some(page) = pages.next()? {
+        let mut keys: BTreeMap<RelationId, BTreeMap<Key, Option<DeletionId>>> = BTreeMap::new();
+        for (kind, relation, key, newest, _) in page {
+            if seen.insert(hash(relation, &key)) {
+                let before = newest.map(|(id, _)| id).filter(|_| kind == Wrong::Zombie);
+                keys.entry(relation).or_default().insert(key, before);
+            }
+        }
+        for (relation, keys) in keys {
+            let asked: Vec<Key> = keys.keys().cloned().collect();
+            let now = registry.now(relation, &asked, Duration::ZERO).await?;
+            let mut newest: BTreeMap<Key, (DeletionId, State)> = BTreeMap::new();
+            for deletion in now.deletions {
+                let known = newest.entry(deletion.key).or_insert((deletion.id, deletion.state));
+                if known.0 <= deletion.id {
+                    *known = (deletion.id, deletion.state);
+                }
+            }
+            let is_done = |(key, (id, state)): &(&Key, &(DeletionId, State))| {
+                *state == State::Finalized && Some(*id) > keys.get(*key).copied().flatten()
+            };
+            finalized += newest.iter().filter(is_done).count() as u64;
+            count += asked.len() as u64;
+        }
     }
-    for (relation, keys) in keys {
-        let asked: Vec<Key> = keys.keys().cloned().collect();
-        let now = registry.now(relation, &asked, Duration::ZERO).await?;
-        let finalized: HashSet<&Key> = now
-            .deletions
-            .iter()
-            .filter(|deletion| deletion.state == State::Finalized)
-            .filter(|deletion| Some(deletion.id) > keys.get(&deletion.key).copied().flatten())
-            .map(|deletion| &deletion.key)
-            .collect();
-        let open: HashSet<&Key> = now
-            .deletions
-            .iter()
-            .filter(|deletion| deletion.state.is_open())
-            .map(|deletion| &deletion.key)
-            .collect();
-        repaired.keys += asked.len() as u64;
-        repaired.finalized += finalized.difference(&open).count() as u64;
-    }
-    Ok(())
+    Ok((count, finalized))
+}
+
+/// Sixteen bytes for each key are remembered; two that meet leave one to the sweep.
+fn hash(relation: RelationId, key: &Key) -> u64 {
+    key.stable_hash() ^ u64::from(relation.0).rotate_left(48)
 }
 
 /// What was noted, page by page, in the order of its noting.
@@ -175,21 +193,43 @@ impl Pages {
     }
 }
 
-/// What was noted, as a source that ends. A key whose copies are on several pages comes several times, which the
-/// claim does not mind.
+/// What was noted, as a source that ends: each key once, and only what is due still.
 struct Wrongs {
     pages: Option<Pages>,
+    registry: PgRegistry,
+    seen: HashSet<u64>,
     next: VecDeque<Records>,
+    brought: Arc<AtomicU64>,
+}
+
+impl Wrongs {
+    async fn page(&mut self, page: Vec<Noted>) -> anyhow::Result<()> {
+        let mut keys: BTreeMap<RelationId, Vec<Key>> = BTreeMap::new();
+        for (_, relation, key, ..) in page {
+            if self.seen.insert(hash(relation, &key)) {
+                keys.entry(relation).or_default().push(key);
+            }
+        }
+        for (relation, keys) in keys {
+            let now = self.registry.now(relation, &keys, Duration::ZERO).await?;
+            for records in records(relation, now) {
+                self.brought.fetch_add(records.len() as u64, Ordering::Relaxed);
+                self.next.push_back(records);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Source for Wrongs {
     async fn next(&mut self) -> Result<Polled, SourceError> {
+        let fatal = |error: anyhow::Error| SourceError::Fatal(super::super::chain(error.as_ref()));
         if self.next.is_empty()
             && let Some(pages) = &mut self.pages
         {
-            match pages.next().map_err(|error| SourceError::Fatal(error.to_string()))? {
+            match pages.next().map_err(fatal)? {
                 None => self.pages = None,
-                Some(page) => self.next.extend(records(page)),
+                Some(page) => self.page(page).await.map_err(fatal)?,
             }
         }
         let records = self.next.pop_front().unwrap_or(Records::Candidates(Vec::new()));
@@ -209,26 +249,33 @@ impl Source for Wrongs {
     }
 }
 
-/// As the sweep would bring them, each key once.
-fn records(page: Vec<Noted>) -> impl Iterator<Item = Records> {
-    let mut seen = HashSet::new();
-    let (mut open, mut candidates) = (Vec::new(), Vec::new());
-    for (kind, relation, key, newest, _) in page {
-        if !seen.insert((relation, key.clone())) {
-            continue;
-        }
-        match (kind, newest) {
-            (Wrong::Straggler, Some((id, State::Claimed))) => open.push(id),
-            _ => candidates.push(Candidate {
-                relation,
-                key,
-                position: None,
-                cause: Cause::Sweep,
-                found: if kind == Wrong::Zombie { Found::Removed } else { Found::Flagged },
-                removed: None,
-            }),
-        }
-    }
-    let all = [Records::Open(open), Records::Candidates(candidates)];
+/// As the sweep would bring them: due rows, deletions without a row that wait for their claim, and claimed ones
+/// to be taken over. What is parked waits for a person; what is closed by now is done.
+fn records(relation: RelationId, now: Now) -> impl Iterator<Item = Records> {
+    let open = now.deletions.into_iter().filter(|deletion| deletion.state.is_open());
+    let open: BTreeMap<Key, (DeletionId, State)> =
+        open.map(|deletion| (deletion.key, (deletion.id, deletion.state))).collect();
+    let candidate = |key: &Key, found| Candidate {
+        relation,
+        key: key.clone(),
+        position: None,
+        cause: Cause::Sweep,
+        found,
+        removed: None,
+    };
+    let waits = |key: &Key| match open.get(key) {
+        None => true,
+        Some((_, state)) => matches!(state, State::Pending | State::Hidden),
+    };
+    let rows: BTreeMap<Key, Standing> =
+        now.rows.into_iter().map(|row| (row.key, row.standing)).collect();
+    let due = rows.iter().filter(|(key, standing)| **standing >= Standing::HideDue && waits(key));
+    let mut candidates: Vec<Candidate> =
+        due.map(|(key, _)| candidate(key, Found::Flagged)).collect();
+    let removed = open.keys().filter(|key| !rows.contains_key(*key) && waits(key));
+    candidates.extend(removed.map(|key| candidate(key, Found::Removed)));
+    let claimed = open.values().filter(|(_, state)| *state == State::Claimed);
+    let claimed = claimed.map(|(id, _)| *id).collect();
+    let all = [Records::Open(claimed), Records::Candidates(candidates)];
     all.into_iter().filter(|records| !records.is_empty())
 }
