@@ -316,6 +316,15 @@ pub(super) fn head(reply: &Reply) -> Result<Presence, SinkError> {
 
 /// The keys of a page of objects that begin with `prefix`.
 pub(super) fn listing(bucket: &str, prefix: &str, reply: &Reply) -> Result<Vec<String>, SinkError> {
+    objects(bucket, prefix, reply).map(|(_, keys)| keys)
+}
+
+/// The page itself, too, which says how it goes on.
+pub(super) fn objects(
+    bucket: &str,
+    prefix: &str,
+    reply: &Reply,
+) -> Result<(Element, Vec<String>), SinkError> {
     let (root, text) = listed(bucket, "Name", prefix, reply, &["ListBucketResult"])?;
     let protocol = |why: &str| SinkError::Protocol(format!("a listing {why}"));
     let mut keys = Vec::new();
@@ -330,7 +339,7 @@ pub(super) fn listing(bucket: &str, prefix: &str, reply: &Reply) -> Result<Vec<S
     if is_truncated(&root)? && keys.is_empty() {
         return Err(protocol("that is empty and not whole"));
     }
-    Ok(keys)
+    Ok((root, keys))
 }
 
 /// How the texts of a listing are written.

@@ -125,7 +125,7 @@ impl S3Part {
             Next::Token(token) => (None, Some(token.as_str())),
             Next::Version(_) => return Err(not_whole("the bucket is versioned no more")),
         };
-        let reply = requests.list_page(&self.bucket, prefix, after, token).await?;
+        let reply = requests.list_page(&self.bucket, prefix, PAGE, after, token).await?;
         page(&self.bucket, prefix, &reply)
     }
 }
@@ -179,8 +179,7 @@ fn not_whole(why: &str) -> ListingError {
 
 /// Reads a page of objects. One that says that more follows, and not where, is no page.
 fn page(bucket: &str, prefix: &str, reply: &Reply) -> Result<Page, ListingError> {
-    let keys = answer::listing(bucket, prefix, reply)?;
-    let (root, _) = answer::listed(bucket, "Name", prefix, reply, &["ListBucketResult"])?;
+    let (root, keys) = answer::objects(bucket, prefix, reply)?;
     let next = match (answer::is_truncated(&root)?, root.child("NextContinuationToken")) {
         (false, _) => None,
         (true, Some(token)) if !token.is_empty() => Some(Next::Token(token.to_owned())),

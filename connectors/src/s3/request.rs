@@ -170,9 +170,7 @@ impl Requests {
         prefix: &str,
         count: usize,
     ) -> Result<Reply, SinkError> {
-        let prefix = encode(prefix, b"");
-        let query = format!("encoding-type=url&list-type=2&max-keys={count}&prefix={prefix}");
-        self.ask(Method::GET, bucket, "", &query).await
+        self.list_page(bucket, prefix, count, None, None).await
     }
 
     /// A page of objects whose keys begin with `prefix`: behind the key `after`, or going on by the token of
@@ -181,6 +179,7 @@ impl Requests {
         &self,
         bucket: &str,
         prefix: &str,
+        count: usize,
         after: Option<&str>,
         token: Option<&str>,
     ) -> Result<Reply, SinkError> {
@@ -189,8 +188,10 @@ impl Requests {
         if let Some(token) = token {
             query = format!("continuation-token={}&", encode(token, b""));
         }
-        query +=
-            &format!("encoding-type=url&list-type=2&max-keys=1000&prefix={}", encode(prefix, b""));
+        query += &format!(
+            "encoding-type=url&list-type=2&max-keys={count}&prefix={}",
+            encode(prefix, b"")
+        );
         if let Some(after) = after.filter(|_| token.is_none()) {
             query += &format!("&start-after={}", encode(after, b""));
         }
@@ -205,15 +206,8 @@ impl Requests {
         from: &Marker,
         count: usize,
     ) -> Result<Reply, SinkError> {
-        let mut query = "encoding-type=url".to_owned();
-        if !from.key.is_empty() {
-            query = join(&query, &format!("key-marker={}", encode(&from.key, b"")));
-        }
-        query = join(&query, &format!("max-keys={count}&prefix={}", encode(prefix, b"")));
-        if !from.id.is_empty() {
-            query = join(&query, &format!("version-id-marker={}", encode(&from.id, b"")));
-        }
-        self.ask(Method::GET, bucket, "", &join(&query, "versions=")).await
+        let names = ["max-keys", "version-id-marker", "versions"];
+        self.list_marked(bucket, prefix, from, count, names).await
     }
 
     /// A page of unfinished uploads of keys that begin with `prefix`.
@@ -224,15 +218,29 @@ impl Requests {
         from: &Marker,
         count: usize,
     ) -> Result<Reply, SinkError> {
+        let names = ["max-uploads", "upload-id-marker", "uploads"];
+        self.list_marked(bucket, prefix, from, count, names).await
+    }
+
+    /// A page that goes on behind a key and an id of it. The alphabet, as the signature wants it, has the three
+    /// names in this order, and puts `key-marker` before and `prefix` behind the first.
+    async fn list_marked(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        from: &Marker,
+        count: usize,
+        [max, id_marker, what]: [&str; 3],
+    ) -> Result<Reply, SinkError> {
         let mut query = "encoding-type=url".to_owned();
         if !from.key.is_empty() {
             query = join(&query, &format!("key-marker={}", encode(&from.key, b"")));
         }
-        query = join(&query, &format!("max-uploads={count}&prefix={}", encode(prefix, b"")));
+        query = join(&query, &format!("{max}={count}&prefix={}", encode(prefix, b"")));
         if !from.id.is_empty() {
-            query = join(&query, &format!("upload-id-marker={}", encode(&from.id, b"")));
+            query = join(&query, &format!("{id_marker}={}", encode(&from.id, b"")));
         }
-        self.ask(Method::GET, bucket, "", &join(&query, "uploads=")).await
+        self.ask(Method::GET, bucket, "", &join(&query, &format!("{what}="))).await
     }
 
     pub(super) async fn versioning(&self, bucket: &str) -> Result<Reply, SinkError> {
