@@ -138,11 +138,8 @@ impl Assignments {
         partition: i32,
         offset: i64,
     ) -> Option<(Arc<str>, u64)> {
-        let (name, partitions) = self.topics.get_key_value(topic)?;
-        let number = partitions.get(&partition)?.number;
-        let name = Arc::clone(name);
-        self.topics.get_mut(topic)?.get_mut(&partition)?.next = Some(offset + 1);
-        Some((name, number))
+        let (name, number) = self.number(topic, partition)?;
+        self.advance(topic, partition, number, offset + 1).then_some((name, number))
     }
 
     /// Whether an assignment of a partition still is the one that counts.
