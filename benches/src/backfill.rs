@@ -22,7 +22,8 @@ use tombstream_model::{Ledger, Relation, RelationId};
 
 use crate::cpu::memory;
 use crate::null::{NullLedger, store};
-use crate::slot::{self, execute};
+use crate::server::{self, execute};
+use crate::slot;
 use crate::waiting::behind_the_guard;
 
 #[derive(Args)]
@@ -44,12 +45,9 @@ pub(crate) struct Options {
 const LEASE: Duration = Duration::from_secs(60);
 
 pub(crate) async fn run(options: Options) -> Result<()> {
-    let url = std::env::var("TOMBSTREAM_TEST_POSTGRES_URL").context(
-        "TOMBSTREAM_TEST_POSTGRES_URL is not set: `cargo xtask services up --only postgres`, then \
-         eval \"$(cargo xtask services env)\"",
-    )?;
+    let url = server::postgres_url()?;
     let server = postgres::connect(&url, 2, true, "bench").await?;
-    let name = format!("bench_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+    let name = server::new_name("bench_");
     execute(&server, &format!("create database {name}")).await?;
     let at: PgConnectOptions = url.parse::<PgConnectOptions>()?.database(&name);
     let done = scene(&options, &at).await;

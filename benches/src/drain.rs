@@ -24,6 +24,7 @@ use crate::cpu::{Drained, processor_seconds};
 use crate::envelope::envelope;
 use crate::figures::{Ratio, median};
 use crate::null::{NullLedger, store};
+use crate::server;
 use crate::slot::relation;
 
 #[derive(Args)]
@@ -51,11 +52,8 @@ pub(crate) struct Options {
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
-    let brokers = std::env::var("TOMBSTREAM_TEST_KAFKA_BROKERS").context(
-        "TOMBSTREAM_TEST_KAFKA_BROKERS is not set: `cargo xtask services up --only kafka`, then \
-         eval \"$(cargo xtask services env)\"",
-    )?;
-    let topic = format!("bench-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+    let brokers = server::kafka_brokers()?;
+    let topic = server::new_name("bench-");
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", &brokers).create()?;
     let new = NewTopic::new(&topic, options.partitions, TopicReplication::Fixed(1));

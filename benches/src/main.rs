@@ -13,6 +13,7 @@ mod figures;
 mod mistake;
 mod null;
 mod receipts;
+mod server;
 mod slot;
 mod waiting;
 

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
 use serde_json::json;
 use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgPool};
 use tombstream_connectors::postgres;
 
-use crate::slot::execute;
+use crate::server::{self, execute};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -50,13 +50,10 @@ struct Scene<'a> {
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
-    let url = std::env::var("TOMBSTREAM_TEST_POSTGRES_URL").context(
-        "TOMBSTREAM_TEST_POSTGRES_URL is not set: `cargo xtask services up --only postgres`, then \
-         eval \"$(cargo xtask services env)\"",
-    )?;
+    let url = server::postgres_url()?;
     ensure!(options.binary.exists(), "{} is not there: build it", options.binary.display());
     let server = postgres::connect(&url, 2, true, "bench").await?;
-    let name = format!("bench_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+    let name = server::new_name("bench_");
     execute(&server, &format!("create database {name}")).await?;
     let folder = std::env::temp_dir().join(&name);
     std::fs::create_dir_all(folder.join("copies"))?;

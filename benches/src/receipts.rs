@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgPool};
@@ -21,7 +21,8 @@ use tombstream_model::{
     Verdict, export_header,
 };
 
-use crate::slot::{self, execute};
+use crate::server::{self, execute};
+use crate::slot;
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -57,7 +58,7 @@ struct Scene {
 
 impl Scene {
     async fn new(server: &PgPool, url: &str) -> Result<Self> {
-        let name = format!("bench_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+        let name = server::new_name("bench_");
         execute(server, &format!("create database {name}")).await?;
         let at: PgConnectOptions = url.parse::<PgConnectOptions>()?.database(&name);
         let pool = postgres::connect(at.to_url_lossy().as_str(), 8, true, "bench").await?;
@@ -130,10 +131,7 @@ impl Scene {
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
-    let url = std::env::var("TOMBSTREAM_TEST_POSTGRES_URL").context(
-        "TOMBSTREAM_TEST_POSTGRES_URL is not set: `cargo xtask services up --only postgres`, then \
-         eval \"$(cargo xtask services env)\"",
-    )?;
+    let url = server::postgres_url()?;
     let server = postgres::connect(&url, 2, true, "bench").await?;
     let (chained, plain) = (Scene::new(&server, &url).await?, Scene::new(&server, &url).await?);
     let done = measure(&options, &chained, &plain).await;

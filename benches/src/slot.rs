@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde_json::json;
+use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgPool};
-use sqlx::{AssertSqlSafe, ConnectOptions as _};
 use tokio::runtime::Handle;
 use tombstream_connectors::Secret;
 use tombstream_connectors::postgres::{self, PostgresSource, ReplicationConfig, Scope};
@@ -25,6 +25,7 @@ use tombstream_model::{
 use crate::cpu::{Drained, children_seconds, memory, processor_seconds};
 use crate::figures::{Ratio, median};
 use crate::null::{NullLedger, store};
+use crate::server::{self, execute};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -46,12 +47,9 @@ pub(crate) struct Options {
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
-    let url = std::env::var("TOMBSTREAM_TEST_POSTGRES_URL").context(
-        "TOMBSTREAM_TEST_POSTGRES_URL is not set: `cargo xtask services up --only postgres`, then \
-         eval \"$(cargo xtask services env)\"",
-    )?;
+    let url = server::postgres_url()?;
     let server = postgres::connect(&url, 2, true, "bench").await?;
-    let name = format!("bench_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+    let name = server::new_name("bench_");
     execute(&server, &format!("create database {name}")).await?;
     let done = scene(&options, &url, &name).await;
     let slots = format!(
@@ -236,12 +234,4 @@ pub(crate) fn relation() -> Result<Relation> {
         topics: Vec::new(),
         allow_cascade: Vec::new(),
     })
-}
-
-pub(crate) async fn execute(pool: &PgPool, sql: &str) -> Result<()> {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
-        .execute(pool)
-        .await
-        .map(drop)
-        .with_context(|| sql.to_owned())
 }

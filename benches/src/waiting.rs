@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::json;
 use sqlx::ConnectOptions as _;
@@ -19,7 +19,8 @@ use tombstream_model::{Records, Relation, Source as _};
 
 use crate::cpu::memory;
 use crate::null::store;
-use crate::slot::{self, execute};
+use crate::server::{self, execute};
+use crate::slot;
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -46,15 +47,12 @@ pub(crate) struct Options {
 const GRACE: Duration = Duration::from_secs(30 * 86_400);
 
 pub(crate) async fn run(options: Options) -> Result<()> {
-    let url = std::env::var("TOMBSTREAM_TEST_POSTGRES_URL").context(
-        "TOMBSTREAM_TEST_POSTGRES_URL is not set: `cargo xtask services up --only postgres`, then \
-         eval \"$(cargo xtask services env)\"",
-    )?;
+    let url = server::postgres_url()?;
     if let Some(url) = &options.on {
         return scene(&options, url).await;
     }
     let server = postgres::connect(&url, 2, true, "bench").await?;
-    let name = format!("bench_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+    let name = server::new_name("bench_");
     execute(&server, &format!("create database {name}")).await?;
     let at: PgConnectOptions = url.parse::<PgConnectOptions>()?.database(&name);
     let url = at.to_url_lossy().to_string();
