@@ -15,6 +15,7 @@ use super::Failure;
 use super::hold::RowArg;
 use crate::config::{Config, Needs, Problems};
 
+#[cfg(feature = "demo")]
 pub(super) use export::export;
 
 #[derive(Debug, clap::Args)]
