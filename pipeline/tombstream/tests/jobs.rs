@@ -2,47 +2,22 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, and so may what it is made of")]
 
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+mod support;
+
+use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection};
+use sqlx::AssertSqlSafe;
+
+use support::{Place, terminate, text, until_within};
 
 /// How long anything here may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A database and a folder of its own, both gone with the test.
-struct Place {
-    name: String,
-    folder: tempfile::TempDir,
-    admin: PgConnection,
-    db: PgConnection,
-    url: String,
-}
-
-impl Place {
-    async fn new(grace: &str) -> Self {
-        let server: PgConnectOptions = std::env::var("TOMBSTREAM_TEST_POSTGRES_URL")
-            .expect("set TOMBSTREAM_TEST_POSTGRES_URL; `cargo xtask services env` prints it")
-            .parse()
-            .unwrap();
-        let name = format!("jobs_{:016x}", rand::random::<u64>());
-        let mut admin = server.connect().await.unwrap();
-        let create = AssertSqlSafe(format!("create database {name}"));
-        sqlx::query(create).execute(&mut admin).await.unwrap();
-        let options = server.clone().database(&name);
-        let url = options.to_url_lossy().to_string();
-        let mut db = options.connect().await.unwrap();
-        let table =
-            "create table public.notes (id bigint primary key, kind text, gone timestamptz)";
-        sqlx::raw_sql(table).execute(&mut db).await.unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("copies")).unwrap();
-        let config = format!(
-            r#"
+const CONFIG: &str = r#"
 [database]
-url = {{ env = "NOTES_URL" }}
+url = { env = "NOTES_URL" }
 [pipeline]
 listen = "127.0.0.1:0"
 transaction_timeout = "3s"
@@ -52,35 +27,26 @@ interval = "100ms"
 after = "0s"
 [store.copies]
 kind = "object_store"
-url = "file://{}/copies"
+url = "file://FOLDER/copies"
 timeout = "2s"
 deadline = "4s"
 absent_share_max = 1.0
 [relation.notes]
 table = "public.notes"
-key = [{{ column = "id", type = "bigint" }}]
-flag = {{ column = "gone", type = "timestamptz" }}
+key = [{ column = "id", type = "bigint" }]
+flag = { column = "gone", type = "timestamptz" }
 key_reuse = "forbidden"
-grace = "{grace}"
-targets = [{{ store = "copies", key = "{{id}}/original" }}]
-"#,
-            folder.path().display(),
-        );
-        std::fs::write(folder.path().join("tombstream.toml"), config).unwrap();
-        let place = Self { name, folder, admin, db, url };
+grace = "GRACE"
+targets = [{ store = "copies", key = "{id}/original" }]
+"#;
+
+impl Place {
+    async fn new(grace: &str) -> Self {
+        let columns = "id bigint primary key, kind text, gone timestamptz";
+        let place = Self::made_of(columns, &CONFIG.replace("GRACE", grace), &[]).await;
         let migrated = place.run(&["migrate"]);
         assert!(migrated.status.success(), "{}", text(&migrated.stderr));
         place
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tombstream"));
-        command.current_dir(self.folder.path()).args(args).env("NOTES_URL", &self.url);
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
     }
 
     /// Rows with a copy each, flagged some days ago before anybody guarded them, and as many that live.
@@ -101,23 +67,9 @@ targets = [{{ store = "copies", key = "{{id}}/original" }}]
         }
     }
 
-    fn copy(&self, id: i64) -> std::path::PathBuf {
-        self.folder.path().join(format!("copies/{id}/original"))
-    }
-
     async fn count(&mut self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql).fetch_one(&mut self.db).await.unwrap()
     }
-
-    async fn end(mut self) {
-        self.db.close().await.unwrap();
-        let drop = AssertSqlSafe(format!("drop database {} with (force)", self.name));
-        sqlx::query(drop).execute(&mut self.admin).await.unwrap();
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// The last line of stdout: how a job ended.
@@ -127,17 +79,8 @@ fn last(output: &Output) -> Value {
     serde_json::from_str(line).unwrap_or_else(|_| panic!("{out}{}", text(&output.stderr)))
 }
 
-fn terminate(process: &Child) {
-    let id = process.id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
-}
-
-async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
-    let begun = Instant::now();
-    while !done().await {
-        assert!(begun.elapsed() < PATIENCE, "waited too long: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+async fn until(what: &str, done: impl AsyncFnMut() -> bool) {
+    until_within(PATIENCE, what, done).await;
 }
 
 const RECEIPTS: &str = "select count(*) from tombstream.receipt";

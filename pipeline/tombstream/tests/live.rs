@@ -3,88 +3,47 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, and so may what it is made of")]
 
+mod support;
+
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection};
+use sqlx::AssertSqlSafe;
+
+use support::{Place, terminate, text, until_within};
 
 /// How long anything here may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A database and a folder of its own, both gone with the test.
-struct Place {
-    name: String,
-    folder: tempfile::TempDir,
-    admin: PgConnection,
-    db: PgConnection,
-    url: String,
-}
+const CONFIG: &str = r#"
+[database]
+url = { env = "NOTES_URL" }
+[pipeline]
+listen = "127.0.0.1:0"
+SOURCES
+[store.copies]
+kind = "object_store"
+url = "file://FOLDER/copies"
+[relation.notes]
+table = "public.notes"
+key = [{ column = "id", type = "bigint" }]
+flag = { column = "gone", type = "timestamptz" }
+key_reuse = "forbidden"
+targets = [{ store = "copies", key = "{id}/original" }]
+"#;
 
 impl Place {
     async fn new() -> Self {
         Self::with("[source.sweep]\ninterval = \"100ms\"\nafter = \"0s\"").await
     }
 
+    /// SLOT in `sources` is a name of this place's own.
     async fn with(sources: &str) -> Self {
-        let server: PgConnectOptions = std::env::var("TOMBSTREAM_TEST_POSTGRES_URL")
-            .expect("set TOMBSTREAM_TEST_POSTGRES_URL; `cargo xtask services env` prints it")
-            .parse()
-            .unwrap();
-        let name = format!("binary_{:016x}", rand::random::<u64>());
-        let mut admin = server.connect().await.unwrap();
-        sqlx::query(AssertSqlSafe(format!("create database {name}")))
-            .execute(&mut admin)
-            .await
-            .unwrap();
-        let options = server.clone().database(&name);
-        let url = options.to_url_lossy().to_string();
-        let mut db = options.connect().await.unwrap();
-        sqlx::raw_sql("create table public.notes (id bigint primary key, gone timestamptz)")
-            .execute(&mut db)
-            .await
-            .unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("copies")).unwrap();
-        let config = format!(
-            r#"
-[database]
-url = {{ env = "NOTES_URL" }}
-[pipeline]
-listen = "127.0.0.1:0"
-{sources}
-[store.copies]
-kind = "object_store"
-url = "file://{}/copies"
-[relation.notes]
-table = "public.notes"
-key = [{{ column = "id", type = "bigint" }}]
-flag = {{ column = "gone", type = "timestamptz" }}
-key_reuse = "forbidden"
-targets = [{{ store = "copies", key = "{{id}}/original" }}]
-"#,
-            folder.path().display(),
-        )
-        .replace("SLOT", &name);
-        std::fs::write(folder.path().join("tombstream.toml"), config).unwrap();
-        Self { name, folder, admin, db, url }
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tombstream"));
-        command.current_dir(self.folder.path()).args(args).env("NOTES_URL", &self.url);
-        command.env("RECEIPTS_SECRET", "a secret of the tests");
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    fn copy(&self, id: i64) -> std::path::PathBuf {
-        self.folder.path().join(format!("copies/{id}/original"))
+        let config = CONFIG.replace("SOURCES", &sources.replace("SLOT", "NAME"));
+        let envs = [("RECEIPTS_SECRET", "a secret of the tests")];
+        Self::made_of("id bigint primary key, gone timestamptz", &config, &envs).await
     }
 
     async fn rows(&mut self) -> i64 {
@@ -93,16 +52,6 @@ targets = [{{ store = "copies", key = "{{id}}/original" }}]
             .await
             .unwrap()
     }
-
-    async fn end(mut self) {
-        self.db.close().await.unwrap();
-        let drop = AssertSqlSafe(format!("drop database {} with (force)", self.name));
-        sqlx::query(drop).execute(&mut self.admin).await.unwrap();
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Reads the process's log until it says `what`.
@@ -118,17 +67,8 @@ fn wait_for_log(process: &mut Child, what: &str) -> BufReader<std::process::Chil
     panic!("the process ended without saying {what}");
 }
 
-fn terminate(process: &Child) {
-    let id = process.id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
-}
-
-async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
-    let begun = Instant::now();
-    while !done().await {
-        assert!(begun.elapsed() < PATIENCE, "waited too long: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+async fn until(what: &str, done: impl AsyncFnMut() -> bool) {
+    until_within(PATIENCE, what, done).await;
 }
 
 #[tokio::test]

@@ -2,37 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, and so may what it is made of")]
 
-use std::process::{Command, Output};
+mod support;
 
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection};
+use sqlx::AssertSqlSafe;
 
-/// A migrated database and a configuration of its own, both gone with the test.
-struct Place {
-    name: String,
-    folder: tempfile::TempDir,
-    admin: PgConnection,
-    db: PgConnection,
-    url: String,
-}
+use support::{Place, text};
 
-impl Place {
-    async fn new() -> Self {
-        let server: PgConnectOptions = std::env::var("TOMBSTREAM_TEST_POSTGRES_URL")
-            .expect("set TOMBSTREAM_TEST_POSTGRES_URL; `cargo xtask services env` prints it")
-            .parse()
-            .unwrap();
-        let name = format!("orders_{:016x}", rand::random::<u64>());
-        let mut admin = server.connect().await.unwrap();
-        let create = AssertSqlSafe(format!("create database {name}"));
-        sqlx::query(create).execute(&mut admin).await.unwrap();
-        let options = server.clone().database(&name);
-        let url = options.to_url_lossy().to_string();
-        let mut db = options.connect().await.unwrap();
-        let table = "create table public.notes (id bigint primary key, gone timestamptz)";
-        sqlx::raw_sql(table).execute(&mut db).await.unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let config = r#"
+const CONFIG: &str = r#"
 [database]
 url = { env = "NOTES_URL" }
 [store.copies]
@@ -47,16 +23,13 @@ grace = "1h"
 breaker = { claims_max = 10 }
 targets = [{ store = "copies", key = "{id}/original" }]
 "#;
-        std::fs::write(folder.path().join("tombstream.toml"), config).unwrap();
-        let place = Self { name, folder, admin, db, url };
+
+impl Place {
+    async fn new() -> Self {
+        let envs = [("TOMBSTREAM_ACTOR", "ann")];
+        let place = Self::made_of("id bigint primary key, gone timestamptz", CONFIG, &envs).await;
         assert!(place.run(&["migrate"]).status.success());
         place
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tombstream"));
-        let command = command.current_dir(self.folder.path()).args(args);
-        command.env("NOTES_URL", &self.url).env("TOMBSTREAM_ACTOR", "ann").output().unwrap()
     }
 
     /// What a command that succeeds prints.
@@ -81,16 +54,6 @@ targets = [{ store = "copies", key = "{id}/original" }]
         let sql = AssertSqlSafe(format!("select count(*) from {what}"));
         sqlx::query_scalar(sql).fetch_one(&mut self.db).await.unwrap()
     }
-
-    async fn end(mut self) {
-        self.db.close().await.unwrap();
-        let drop = AssertSqlSafe(format!("drop database {} with (force)", self.name));
-        sqlx::query(drop).execute(&mut self.admin).await.unwrap();
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 #[tokio::test]

@@ -3,10 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, and so may what it is made of")]
 
+mod support;
+
 use std::collections::HashSet;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -15,6 +17,8 @@ use axum::routing::post;
 use serde_json::{Value, json};
 use sqlx::postgres::{PgConnectOptions, PgPool};
 use sqlx::{AssertSqlSafe, ConnectOptions as _};
+
+use support::{text, until_within};
 
 /// How long anything here may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -164,10 +168,6 @@ targets = [
     }
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
 /// The process, ended with the test however that ends.
 struct Running(Child);
 
@@ -179,12 +179,8 @@ impl Drop for Running {
     }
 }
 
-async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
-    let begun = Instant::now();
-    while !done().await {
-        assert!(begun.elapsed() < PATIENCE, "waited too long: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+async fn until(what: &str, done: impl AsyncFnMut() -> bool) {
+    until_within(PATIENCE, what, done).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
