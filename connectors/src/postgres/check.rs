@@ -10,6 +10,7 @@ use tombstream_model::{FlagKind, OnHardDelete, Relation};
 
 use super::guard::{index_name, trigger_name};
 use super::migrate::known_migrations;
+use super::statement::whole;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,7 +59,7 @@ impl fmt::Display for Severity {
 /// Looks at the server and the ledger.
 pub async fn check_ledger(pool: &PgPool) -> Result<Vec<Finding>, sqlx::Error> {
     let mut findings = Vec::new();
-    let mut connection = pool.begin().await?;
+    let mut connection = whole(pool, "begin").await?;
     let (version, wal_level): (String, String) = sqlx::query_as(
         "select current_setting('server_version_num'), current_setting('wal_level')",
     )
@@ -110,7 +111,7 @@ pub async fn check(
     relation: &Relation,
     relations: &[Relation],
 ) -> Result<Vec<Finding>, sqlx::Error> {
-    let mut connection = pool.begin().await?;
+    let mut connection = whole(pool, "begin").await?;
     let shown = format!("{}.{}", relation.schema, relation.table);
     let Some(row) = sqlx::query(
         "select c.oid::bigint, c.relreplident::text, c.relkind::text from pg_class c \
@@ -251,7 +252,7 @@ async fn published(
 /// Whether the triggers of `tombstream migrate` are installed, and fire for every session (S2). An error is
 /// one without which less is kept than promised; what is good is said of the two that guard a restore.
 pub async fn guards(pool: &PgPool, relation: &Relation) -> Result<Vec<Finding>, sqlx::Error> {
-    guards_of(&mut *pool.begin().await?, relation).await
+    guards_of(&mut *whole(pool, "begin").await?, relation).await
 }
 
 async fn guards_of(
@@ -356,7 +357,7 @@ pub async fn references(
     relation: &Relation,
     relations: &[Relation],
 ) -> Result<Vec<Finding>, sqlx::Error> {
-    references_to(&mut *pool.begin().await?, relation, relations).await
+    references_to(&mut *whole(pool, "begin").await?, relation, relations).await
 }
 
 async fn references_to(

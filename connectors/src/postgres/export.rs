@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::statement::whole;
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 
 use tombstream_model::{Block, DeletionId, Entry, Key, KeyedHash, Proof};
@@ -27,7 +28,7 @@ pub struct ReceiptExport {
 impl ReceiptExport {
     /// Takes the snapshot.
     pub async fn begin(pool: &PgPool) -> Result<Self, sqlx::Error> {
-        let snapshot = pool.begin_with(BEGIN).await?;
+        let snapshot = whole(pool, BEGIN).await?;
         Ok(Self { snapshot, after: (0, 0), read: VecDeque::new() })
     }
 
@@ -80,7 +81,7 @@ impl ReceiptExport {
 
 /// The entries of one deletion, each with the proof that it is in its block, as far as it is sealed.
 pub async fn prove(pool: &PgPool, deletion: DeletionId) -> Result<Vec<Proof>, EntriesError> {
-    let mut snapshot = pool.begin_with(BEGIN).await?;
+    let mut snapshot = whole(pool, BEGIN).await?;
     let mut proofs = Vec::new();
     for entry in entries_of(&mut snapshot, deletion.0).await? {
         proofs.push(proof(&mut snapshot, &entry).await?);
@@ -119,7 +120,7 @@ pub async fn receipts_of(
     key: &Key,
     keyed: Option<&KeyedHash>,
 ) -> Result<Vec<DeletionId>, sqlx::Error> {
-    let mut transaction = pool.begin_with(BEGIN).await?;
+    let mut transaction = whole(pool, BEGIN).await?;
     let columns: Vec<String> = key.columns().map(str::to_owned).collect();
     let found: Vec<i64> = sqlx::query_scalar(
         "select deletion_id from tombstream.receipt \

@@ -10,6 +10,7 @@ use tombstream_model::{FlagKind, Relation};
 
 use super::arrival::arrival_sql;
 use super::moved::moved_sql;
+use super::statement::whole;
 use super::table::{Table, ident, literal};
 
 /// The SQLSTATE with which the guard refuses to touch a claimed row.
@@ -70,13 +71,13 @@ async fn run(pool: &PgPool, statement: &str, concurrently: bool) -> Result<(), s
         pool.execute(sql).await?;
         return Ok(());
     }
-    let mut transaction = pool.begin_with("begin; set local lock_timeout = '5s'").await?;
+    let mut transaction = whole(pool, "begin; set local lock_timeout = '5s'").await?;
     transaction.execute(sql).await?;
     transaction.commit().await
 }
 
 async fn is_partitioned(pool: &PgPool, relation: &Relation) -> Result<bool, sqlx::Error> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = whole(pool, "begin").await?;
     let partitioned: Option<bool> = sqlx::query_scalar(
         "select c.relkind = 'p' from pg_class c join pg_namespace n on n.oid = c.relnamespace \
          where n.nspname = $1 and c.relname = $2",

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 
 use tombstream_model::{Event, Mark, Origin, Polled, Records, Source, SourceError};
 
-use super::statement::{BEGIN, Statements};
+use super::statement::{BEGIN, Statements, whole};
 
 /// Most letters at once: each may be as large as `bytes_max`.
 const PAGE: i64 = 50;
@@ -196,7 +196,7 @@ pub async fn order_redrive(
     redrive: &Redrive,
     actor: &str,
 ) -> Result<Redriven, sqlx::Error> {
-    let mut transaction = pool.begin_with(BEGIN).await?;
+    let mut transaction = whole(pool, BEGIN).await?;
     let rows: Vec<(i64, String, Option<String>)> = sqlx::query_as(
         "select id, coalesce(written_to, topic), case \
              when resolved_at is not null then 'it is resolved' \

@@ -8,7 +8,7 @@ use std::time::Instant;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{Executor, PgConnection, PgPool};
 
-use super::statement::BEGIN;
+use super::statement::{BEGIN, whole};
 
 /// The schema's history, embedded in the binary.
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
@@ -47,7 +47,7 @@ impl From<sqlx::Error> for MigrateFailure {
 /// Brings the schema `tombstream` to this binary's version, or leaves it as it was. Several processes
 /// may do it at once.
 pub async fn migrate(pool: &PgPool) -> Result<(), MigrateFailure> {
-    let mut transaction = pool.begin_with(BEGIN).await?;
+    let mut transaction = whole(pool, BEGIN).await?;
     let alone = "select pg_advisory_xact_lock(hashtextextended('tombstream.migration', 0))";
     transaction.execute(alone).await?;
     transaction.execute(HISTORY).await?;

@@ -7,7 +7,7 @@ use sqlx::{PgPool, Row as _};
 
 use tombstream_model::{Message, PublishError, Publisher};
 
-use super::statement::{BEGIN, json};
+use super::statement::{BEGIN, json, whole};
 
 /// Notices of one turn.
 const BATCH: i64 = 100;
@@ -42,7 +42,7 @@ pub async fn publish_rehydrations(
     publisher: &impl Publisher,
     topic: &str,
 ) -> Result<usize, RehydrateError> {
-    let mut transaction = pool.begin_with(BEGIN).await?;
+    let mut transaction = whole(pool, BEGIN).await?;
     let rows = sqlx::query(
         "select id, deletion_id, relation, key, \
              to_char(restored_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), \

@@ -12,6 +12,7 @@ use tombstream_model::Relation;
 
 use super::check::Finding;
 use super::guard::{InstallError, bounded};
+use super::statement::whole;
 use super::table::{Table, ident, literal};
 
 /// The group role of logins that `tombstream run` connects as.
@@ -232,7 +233,7 @@ pub async fn run_role_sql(pool: &PgPool, statements: &[String]) -> Result<(), In
     let failed = |statement: &str, source| InstallError { statement: statement.to_owned(), source };
     let begin = "begin; set local lock_timeout = '5s'; \
         select pg_advisory_xact_lock(hashtextextended('tombstream.roles', 0))";
-    let mut transaction = pool.begin_with(begin).await.map_err(|error| failed("begin", error))?;
+    let mut transaction = whole(pool, begin).await.map_err(|error| failed("begin", error))?;
     for statement in statements {
         let sql = sqlx::raw_sql(AssertSqlSafe(statement.clone())); // Identifiers and literals quoted.
         transaction.execute(sql).await.map_err(|error| failed(statement, error))?;
@@ -254,7 +255,7 @@ pub async fn check_rights(
     pool: &PgPool,
     relations: &[Relation],
 ) -> Result<Vec<Finding>, sqlx::Error> {
-    let mut connection = pool.begin().await?;
+    let mut connection = whole(pool, "begin").await?;
     let (name, is_superuser, is_pipeline, is_api): (String, bool, bool, bool) = sqlx::query_as(
         "select current_user::text, r.rolsuper, \
              coalesce(pg_has_role(current_user, to_regrole($1)::oid, 'usage'), false), \

@@ -12,7 +12,7 @@ use sqlx::{PgConnection, PgPool, Row as _};
 use tombstream_model::{Block, Entry, Hash, NotCanonical, Tree};
 
 use super::entries::{block, entries};
-use super::statement::BEGIN;
+use super::statement::{BEGIN, whole};
 
 /// How often it is looked whether earlier transactions have ended.
 const LOOK: Duration = Duration::from_millis(20);
@@ -77,7 +77,7 @@ impl Sealer {
 
     /// Seals one block, if there is what to seal.
     pub async fn turn(&mut self) -> Result<Turn, SealError> {
-        let mut transaction = self.pool.begin_with(BEGIN).await?;
+        let mut transaction = whole(&self.pool, BEGIN).await?;
         let turn = self.in_transaction(&mut transaction).await?;
         match turn {
             Turn::Sealed(_) => transaction.commit().await?,
@@ -233,7 +233,7 @@ pub(super) async fn sealing_in(connection: &mut PgConnection) -> Result<Sealing,
 
 /// How far sealing is.
 pub async fn sealing(pool: &PgPool) -> Result<Sealing, sqlx::Error> {
-    let mut transaction = pool.begin_with(BEGIN).await?;
+    let mut transaction = whole(pool, BEGIN).await?;
     let sealing = sealing_in(&mut transaction).await?;
     transaction.rollback().await?;
     Ok(sealing)

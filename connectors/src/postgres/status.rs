@@ -5,6 +5,7 @@ use sqlx::PgPool;
 use sqlx::types::Json;
 
 use super::seal::{Sealing, sealing_in};
+use super::statement::whole;
 
 /// Where everything stands. One snapshot.
 #[derive(Clone, Debug, Serialize)]
@@ -185,7 +186,7 @@ const WAITING: &str = "\
 
 /// What waits, beside what time brings.
 pub async fn waiting(pool: &PgPool) -> Result<Vec<WaitingRelation>, sqlx::Error> {
-    let mut snapshot = pool.begin_with("begin isolation level repeatable read read only").await?;
+    let mut snapshot = whole(pool, "begin isolation level repeatable read read only").await?;
     let waiting = sqlx::query_as(WAITING).persistent(false).fetch_all(&mut *snapshot).await?;
     snapshot.rollback().await?;
     Ok(waiting)
@@ -193,7 +194,7 @@ pub async fn waiting(pool: &PgPool) -> Result<Vec<WaitingRelation>, sqlx::Error>
 
 /// Where everything stands.
 pub async fn status(pool: &PgPool) -> Result<Status, sqlx::Error> {
-    let mut snapshot = pool.begin_with("begin isolation level repeatable read read only").await?;
+    let mut snapshot = whole(pool, "begin isolation level repeatable read read only").await?;
     let relations = sqlx::query_as(
         "select relation, state, count(*) as deletions, \
              extract(epoch from now() - min(first_seen))::float8 as oldest_seconds \
@@ -247,7 +248,7 @@ pub async fn dead_letters(
     after: i64,
     limit: i64,
 ) -> Result<Vec<DeadLetterRow>, sqlx::Error> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = whole(pool, "begin").await?;
     let letters =
         sqlx::query_as("select * from tombstream.dead_letter where id > $1 order by id limit $2")
             .persistent(false)
@@ -261,7 +262,7 @@ pub async fn dead_letters(
 
 /// One dead letter, whole.
 pub async fn dead_letter(pool: &PgPool, id: i64) -> Result<Option<DeadLetterRow>, sqlx::Error> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = whole(pool, "begin").await?;
     let letter = sqlx::query_as("select * from tombstream.dead_letter where id = $1")
         .persistent(false)
         .bind(id)

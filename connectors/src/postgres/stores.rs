@@ -13,7 +13,7 @@ use tracing::info;
 use tombstream_model::Relation;
 
 use super::ledger::{ClaimedRow, PgLedger, Prepared};
-use super::statement::{BEGIN, json};
+use super::statement::{BEGIN, json, whole};
 use super::table::Table;
 
 /// A store that held copies of a relation's rows and is not configured any more.
@@ -43,7 +43,7 @@ pub async fn note_stores(
     relations: &[Relation],
     stores: &[Arc<str>],
 ) -> Result<Vec<FormerStore>, sqlx::Error> {
-    let mut transaction = pool.begin_with(BEGIN).await?;
+    let mut transaction = whole(pool, BEGIN).await?;
     let mut former = Vec::new();
     for relation in relations {
         let names: BTreeSet<&str> =
@@ -96,7 +96,7 @@ pub async fn waive_store(
     actor: &str,
     reason: &str,
 ) -> Result<Waived, sqlx::Error> {
-    let mut transaction = pool.begin_with(BEGIN).await?;
+    let mut transaction = whole(pool, BEGIN).await?;
     let known = sqlx::query(
         "update tombstream.store set waived_at = now(), waived_by = $3, waived_reason = $4 \
          where relation = $1 and store = $2",

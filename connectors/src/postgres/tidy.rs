@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sqlx::PgPool;
 
-use super::statement::BEGIN;
+use super::statement::{BEGIN, whole};
 
 /// Deletions of one transaction: some ten milliseconds, so that no claim waits long for a page.
 const BATCH: i64 = 1_000;
@@ -37,7 +37,7 @@ pub struct Tidied {
 pub async fn tidy(pool: &PgPool, retention: Retention) -> Result<Tidied, sqlx::Error> {
     let mut tidied = Tidied::default();
     loop {
-        let mut transaction = pool.begin_with(BEGIN).await?;
+        let mut transaction = whole(pool, BEGIN).await?;
         let moved: Option<i64> =
             sqlx::query_scalar("select tombstream.archive_closed(make_interval(secs => $1), $2)")
                 .persistent(false)
@@ -58,7 +58,7 @@ pub async fn tidy(pool: &PgPool, retention: Retention) -> Result<Tidied, sqlx::E
     if let Some(keep) = retention.archive_keep {
         // Dropping a month waits for its readers, and whoever comes then waits behind it.
         let begin = "begin isolation level read committed; set local lock_timeout = '5s'";
-        let mut transaction = pool.begin_with(begin).await?;
+        let mut transaction = whole(pool, begin).await?;
         tidied.dropped =
             sqlx::query_scalar("select tombstream.drop_archive(make_interval(secs => $1))")
                 .persistent(false)

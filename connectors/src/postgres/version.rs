@@ -1,5 +1,6 @@
 //! Which version the ledger has, beside the one that this binary knows.
 
+use super::statement::whole;
 use sqlx::{PgConnection, PgPool};
 
 use super::migrate::known_migrations;
@@ -31,7 +32,7 @@ pub enum LedgerVersion {
 /// Whether the ledger has this binary's version. A newer one may mean things by its rows that this
 /// binary does not know, and an older one lacks what its statements name.
 pub async fn check_version(pool: &PgPool) -> Result<(), LedgerVersion> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = whole(pool, "begin").await?;
     match is_readable(&mut transaction).await? {
         None => return Err(LedgerVersion::Older),
         Some(false) => return Err(LedgerVersion::Unreadable),

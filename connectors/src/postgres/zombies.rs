@@ -9,7 +9,7 @@ use tombstream_model::{Address, DeletionCause, Key, LedgerError, Relation};
 
 use super::again::{Again, Opened, open_again};
 use super::pool::ledger_error;
-use super::statement::BEGIN;
+use super::statement::{BEGIN, whole};
 
 /// What is there of a finalized row.
 #[derive(Clone, Debug)]
@@ -53,7 +53,7 @@ pub async fn open_zombies(
     };
     let asked: Vec<Again> = batch.iter().map(again).collect();
     let opened = async {
-        let mut transaction = pool.begin_with(BEGIN).await?;
+        let mut transaction = whole(pool, BEGIN).await?;
         let wait = std::time::Duration::ZERO;
         let cause = DeletionCause::Resurrected;
         let opened = open_again(&mut transaction, relation, &asked, cause, wait).await?;

@@ -3,6 +3,7 @@
 //! A table joins a publication only if its updates can be published: of one without a replica identity
 //! Postgres would refuse every update from then on, the application's first.
 
+use super::super::statement::whole;
 use serde_json::Value as Json;
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection, PgPool, Row as _};
 use tombstream_model::Relation;
@@ -50,7 +51,7 @@ pub async fn check_capture(
     config: &ReplicationConfig,
     relations: &[Relation],
 ) -> Result<Vec<Finding>, sqlx::Error> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = whole(pool, "begin").await?;
     let mut findings = vec![server(&mut transaction).await?];
     findings.extend(publication(&mut transaction, config, relations).await?);
     for relation in relations {
@@ -80,7 +81,7 @@ pub async fn fix_capture(
 ) -> Result<Vec<Finding>, sqlx::Error> {
     let mut done = Vec::new();
     let mut fit = Vec::new();
-    let mut transaction = pool.begin_with(BEGIN).await?;
+    let mut transaction = whole(pool, BEGIN).await?;
     let (exists, via_root): (bool, bool) = sqlx::query_as(
         "select count(*) > 0, coalesce(bool_and(pubviaroot), true) \
          from pg_catalog.pg_publication where pubname = $1",
@@ -122,7 +123,7 @@ pub async fn fix_capture(
         return Ok(done);
     }
     // A transaction that has written can't make a slot.
-    let mut transaction = pool.begin_with(BEGIN).await?;
+    let mut transaction = whole(pool, BEGIN).await?;
     let there: bool = sqlx::query_scalar(
         "select exists (select from pg_catalog.pg_replication_slots where slot_name = $1)",
     )

@@ -1,5 +1,6 @@
 //! A session that streams: opened, looked at, and begun at the right place.
 
+use super::super::statement::whole;
 use pgwire_replication::{PgWireError, ReplicationClient};
 use sqlx::PgPool;
 use tombstream_model::{Generation, Lsn, SourceError};
@@ -118,7 +119,7 @@ impl Session {
         };
         let snapshot = snapshot.filter(|_| config.snapshot);
         let is_complete = snapshot.is_none();
-        let mut transaction = pool.begin_with(BEGIN).await.map_err(ledger)?;
+        let mut transaction = whole(pool, BEGIN).await.map_err(ledger)?;
         let generation = slot::begin_generation(&mut transaction, name, server, to, is_complete)
             .await
             .map_err(ledger)?;
@@ -137,7 +138,7 @@ impl Session {
 }
 
 async fn known(config: &ReplicationConfig, pool: &PgPool) -> Result<Option<Known>, SourceError> {
-    let mut transaction = pool.begin_with(BEGIN).await.map_err(ledger)?;
+    let mut transaction = whole(pool, BEGIN).await.map_err(ledger)?;
     let known = slot::known(&mut transaction, &config.slot).await.map_err(ledger)?;
     transaction.rollback().await.map_err(ledger)?;
     Ok(known)

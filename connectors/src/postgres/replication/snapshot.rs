@@ -12,6 +12,7 @@ use tombstream_model::wal::{
 };
 use tombstream_model::{Generation, Lsn, Origin};
 
+use super::super::statement::whole;
 use super::source::topic;
 use crate::postgres::table::{ident, literal};
 
@@ -29,7 +30,7 @@ pub async fn read_snapshot<E: From<sqlx::Error>>(
     mut give: impl AsyncFnMut(Vec<(WalRow, Snapshot)>) -> Result<(), E>,
 ) -> Result<u64, E> {
     let begin = "begin isolation level repeatable read read only";
-    let mut transaction = pool.begin_with(begin).await.map_err(E::from)?;
+    let mut transaction = whole(pool, begin).await.map_err(E::from)?;
     // The name is the server's own; it is quoted all the same.
     let set = format!("set transaction snapshot {}", literal(snapshot));
     sqlx::raw_sql(AssertSqlSafe(set)).execute(&mut *transaction).await.map_err(E::from)?;
@@ -228,7 +229,7 @@ impl PrimaryKeys {
         if let Some((_, places)) = self.0.iter().find(|(known, _)| Arc::ptr_eq(known, table)) {
             return Ok(Arc::clone(places));
         }
-        let mut transaction = pool.begin().await?;
+        let mut transaction = whole(pool, "begin").await?;
         let names: Vec<String> = sqlx::query_scalar(
             "select a.attname::text from pg_catalog.pg_index i \
              join pg_catalog.pg_class c on c.oid = i.indrelid \

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::statement::whole;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use metrics::{counter, gauge};
@@ -119,7 +120,7 @@ impl PostgresSource {
     pub async fn complete(&mut self) -> Result<(), SourceError> {
         let Some((generation, _)) = self.start() else { return Ok(()) };
         let failed = |error: sqlx::Error| SourceError::Unavailable(Box::new(error));
-        let mut transaction = self.pool.begin_with(BEGIN).await.map_err(failed)?;
+        let mut transaction = whole(&self.pool, BEGIN).await.map_err(failed)?;
         slot::complete(&mut transaction, &self.config.slot, generation).await.map_err(failed)?;
         transaction.commit().await.map_err(failed)
     }
@@ -266,7 +267,7 @@ impl Stream {
     async fn acknowledge(&mut self, pool: &PgPool) -> Result<(), SourceError> {
         let lsn = self.durable;
         let failed = |error: sqlx::Error| SourceError::Unavailable(Box::new(error));
-        let mut transaction = pool.begin_with(BEGIN).await.map_err(failed)?;
+        let mut transaction = whole(pool, BEGIN).await.map_err(failed)?;
         slot::acknowledge(&mut transaction, &self.slot, self.session.generation, lsn)
             .await
             .map_err(failed)?;

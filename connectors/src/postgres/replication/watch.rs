@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::super::statement::whole;
 use metrics::gauge;
 use sqlx::{PgPool, Row as _};
 use tokio::task::JoinHandle;
@@ -104,7 +105,7 @@ async fn look(
     token: u64,
     beats: &Beats,
 ) -> Result<(), sqlx::Error> {
-    let mut transaction = pool.begin_with(BEGIN).await?;
+    let mut transaction = whole(pool, BEGIN).await?;
     let content = format!("{token}:{}", beats.sent());
     // As text: a type that sqlx has to look up would take the unnamed statement's place.
     sqlx::query("select pg_catalog.pg_logical_emit_message(true, $1, $2)::text")
@@ -115,7 +116,7 @@ async fn look(
         .await?;
     transaction.commit().await?;
 
-    let mut transaction = pool.begin_with(BEGIN).await?;
+    let mut transaction = whole(pool, BEGIN).await?;
     let row = sqlx::query(
         "select wal_status, \
              pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn)::float8, \
