@@ -23,6 +23,23 @@ struct Left {
     copies_without_row: usize,
 }
 
+/// Takes over every claimed deletion at once, as if its lease had run out, and finalizes it. What another
+/// worker has locked is left to it: waiting here, two workers would wait for each other.
+async fn finish_what_is_open(database: &Database, ledger: &impl Ledger) {
+    let due = "update tombstream.deletion set due_at = null where id in ( \
+        select id from tombstream.deletion where state = 'claimed' for update skip locked)";
+    database.pool.execute(due).await.unwrap();
+    let open: Vec<i64> =
+        sqlx::query_scalar("select id from tombstream.deletion where state = 'claimed'")
+            .fetch_all(&database.pool)
+            .await
+            .unwrap();
+    let open: Vec<_> = open.into_iter().map(tombstream_model::DeletionId).collect();
+    let taken = ledger.resume(&open).await.unwrap();
+    let batch: Vec<_> = taken.into_iter().map(|it| settled(it, Verdict::Absent)).collect();
+    ledger.finalize(DOCUMENTS, &batch).await.unwrap();
+}
+
 /// Sets or unsets every flag once, each in a transaction of its own; refusals are counted.
 async fn flip(pool: PgPool, keys: Vec<Key>, level: &'static str, set: &'static str) -> usize {
     let mut session = pool.acquire().await.unwrap();
@@ -75,21 +92,7 @@ async fn pipeline(
             tokio::task::yield_now().await;
             ledger.finalize(DOCUMENTS, &batch).await.unwrap();
         }
-        database
-            .pool
-            .execute("update tombstream.deletion set due_at = null where state = 'claimed'")
-            .await
-            .unwrap();
-        let open: Vec<i64> =
-            sqlx::query_scalar("select id from tombstream.deletion where state = 'claimed'")
-                .fetch_all(&database.pool)
-                .await
-                .unwrap();
-        let open: Vec<_> = open.into_iter().map(tombstream_model::DeletionId).collect();
-        let taken = ledger.resume(&open).await.unwrap();
-        let batch: Vec<_> =
-            taken.into_iter().map(|claimed| settled(claimed, Verdict::Absent)).collect();
-        ledger.finalize(DOCUMENTS, &batch).await.unwrap();
+        finish_what_is_open(database, &ledger).await;
         let flagged =
             database.count("select count(*) from documents where deleted_at is not null").await;
         if last && flagged == 0 {
@@ -285,17 +288,7 @@ async fn race_with_holds(lock_first: bool) -> Held {
                 tokio::task::yield_now().await;
                 ledger.finalize(DOCUMENTS, &batch).await.unwrap();
             }
-            let due = "update tombstream.deletion set due_at = null where state = 'claimed'";
-            database.pool.execute(due).await.unwrap();
-            let open: Vec<i64> =
-                sqlx::query_scalar("select id from tombstream.deletion where state = 'claimed'")
-                    .fetch_all(&database.pool)
-                    .await
-                    .unwrap();
-            let open: Vec<_> = open.into_iter().map(tombstream_model::DeletionId).collect();
-            let taken = ledger.resume(&open).await.unwrap();
-            let batch: Vec<_> = taken.into_iter().map(|it| settled(it, Verdict::Absent)).collect();
-            ledger.finalize(DOCUMENTS, &batch).await.unwrap();
+            finish_what_is_open(&database, &ledger).await;
             let left = "select count(*) from documents d where deleted_at is not null and not exists ( \
                 select from tombstream.hold h where h.key = array[d.id::text] and released_at is null)";
             if last && database.count(left).await == 0 {
