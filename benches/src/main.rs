@@ -7,14 +7,21 @@
 mod backfill;
 mod cpu;
 mod decode;
+mod direct;
 mod drain;
 mod envelope;
 mod figures;
+mod flips;
+mod latency;
+mod ledger;
+mod memory;
 mod mistake;
 mod null;
 mod receipts;
+mod scene;
 mod server;
 mod slot;
+mod startup;
 mod waiting;
 
 use clap::{Parser, Subcommand};
@@ -36,6 +43,18 @@ enum Command {
     Decode(decode::Options),
     /// Drains a topic with null sinks, beside librdkafka that counts; needs Kafka
     Drain(drain::Options),
+    /// Straight from the log, beside Debezium and Kafka, over the same flips
+    Direct(direct::Options),
+    /// Flags through the api, beside pgbench
+    Flips(flips::Options),
+    /// From the flip to the row's end, beside the sum of its parts timed alone
+    Latency(latency::Options),
+    /// Claims and finalizing with receipts, beside batched pgbench
+    Ledger(ledger::Options),
+    /// Whether memory grows with the keys that pass; needs no server
+    Memory(memory::Options),
+    /// Until the first copy is destroyed; the binary's size; the idle process
+    Startup(startup::Options),
     /// Every row flagged at once, behind a breaker, with several processes running
     Mistake(mistake::Options),
     /// Millions of flags in their grace beside a pipeline that waits for them
@@ -53,6 +72,12 @@ async fn main() -> anyhow::Result<()> {
         Command::Backfill(options) => backfill::run(options).await,
         Command::Decode(options) => decode::run(&options),
         Command::Drain(options) => drain::run(options).await,
+        Command::Direct(options) => direct::run(options).await,
+        Command::Flips(options) => flips::run(options).await,
+        Command::Latency(options) => latency::run(options).await,
+        Command::Ledger(options) => ledger::run(options).await,
+        Command::Memory(options) => memory::run(options).await,
+        Command::Startup(options) => startup::run(options).await,
         Command::Mistake(options) => mistake::run(options).await,
         Command::Waiting(options) => waiting::run(options).await,
         Command::Receipts(options) => receipts::run(options).await,

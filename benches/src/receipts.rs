@@ -187,7 +187,7 @@ async fn measure(options: &Options, chained: &Scene, plain: &Scene) -> Result<()
 }
 
 /// As `run` does.
-async fn beside(mut sealer: Sealer) {
+pub(crate) async fn beside(mut sealer: Sealer) {
     loop {
         match sealer.turn().await {
             Ok(Turn::Sealed(entries)) if entries >= Sealer::BLOCK_MAX => {}

@@ -59,6 +59,14 @@ impl Connector {
         Ok(())
     }
 
+    /// Pauses or resumes it, by Connect's own switch: it is said at once and done in a moment.
+    pub async fn pause(&self, paused: bool) -> Result<()> {
+        let verb = if paused { "pause" } else { "resume" };
+        let url = format!("{}/connectors/{}/{verb}", self.url, self.name);
+        self.client.put(url).send().await?.error_for_status()?;
+        Ok(())
+    }
+
     /// Until its task runs and reads the slot, which it does once the snapshot is done.
     pub async fn wait_until_streaming(&self, database: &Database) -> Result<()> {
         let url = format!("{}/connectors/{}/status", self.url, self.name);

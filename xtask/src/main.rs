@@ -1,5 +1,6 @@
 //! The developers' commands: `cargo xtask --help` lists them.
 
+mod bench;
 mod check;
 mod e2e;
 mod guards;
@@ -26,6 +27,8 @@ enum Command {
     /// The main job from the flag to the receipt: real servers, separate processes, counted by
     /// listing the stores
     E2e(e2e::Options),
+    /// What it costs, beside what anybody could use instead: ratios of one run; writes docs/benchmarks.md
+    Bench(bench::Options),
     /// Takes each guard of the contract out, one at a time, and sees whether its test fails
     Guards(guards::Options),
     /// The real servers that tests and development run against
@@ -39,6 +42,7 @@ async fn main() -> ExitCode {
         Command::Check => check::run().await,
         Command::Test(options) => suite::run(options).await,
         Command::E2e(options) => e2e::run(options).await,
+        Command::Bench(options) => bench::run(options).await,
         Command::Guards(options) => guards::run(options).await,
         Command::Services(options) => services::cli::run(options).await,
     };

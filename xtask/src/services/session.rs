@@ -25,8 +25,12 @@ impl Session {
             eprintln!("services: using those of {}", usual.display());
             return Ok(Self { dir: usual, starts: false, keeps: true });
         }
-        let dir = shell::root().join("target/services-own");
-        Ok(Self { dir, starts: true, keeps: false })
+        Ok(Self::of_its_own(shell::root().join("target/services-own")))
+    }
+
+    /// Servers in a folder of this command's own, not yet started.
+    pub(crate) fn of_its_own(dir: PathBuf) -> Self {
+        Self { dir, starts: true, keeps: false }
     }
 
     /// Their state; starts those that do not run yet.

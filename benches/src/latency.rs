@@ -1,0 +1,333 @@
+//! From the flip to the row's end at a steady rate, beside the sum of the parts that no way round avoids, each
+//! timed alone in the same run: until a plain reader of the log sees the flip, one claim, the slowest store, one
+//! finalizing transaction.
+//!
+//! The pipeline reads the log itself, and destroys in a real bucket and a real index as its defaults have it. The
+//! flip is a statement of the application's own session; its moment and that of the finalizing are Postgres's
+//! clock. Percentiles of a sum are not the sum of percentiles: the sum is the larger, so it flatters nobody but us
+//! at p99.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Args;
+use serde_json::json;
+use tokio::runtime::Handle;
+use tombstream_connectors::Secret;
+use tombstream_connectors::elasticsearch::{ElasticsearchConfig, ElasticsearchSink};
+use tombstream_connectors::postgres::{PgLedger, PostgresSource, ReplicationConfig, Scope};
+use tombstream_connectors::s3::{S3Config, S3Credentials, S3Sink};
+use tombstream_dataflow::{Config, ErasedSink, Pipeline, Store, StoreConfig, Verify};
+use tombstream_e2e::{Bucket, Index, Servers};
+use tombstream_model::{
+    AddressTemplate, Candidate, Cause, Claimed, Ending, FlagState, FlagValue, Found, Key,
+    Ledger as _, Outcome, Relation, RelationId, Settled, Source as _, StoreId, Target,
+    TargetTemplate, Template, Verdict,
+};
+
+use crate::direct::Decoders;
+use crate::scene::Scene;
+use crate::server::execute;
+use crate::slot;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Flips a second
+    #[arg(long, default_value_t = 200)]
+    rate: u32,
+    /// For how long, in seconds
+    #[arg(long, default_value_t = 30)]
+    seconds: u32,
+    /// How often each part is timed alone
+    #[arg(long, default_value_t = 500)]
+    alone: usize,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+const DOCUMENTS: RelationId = RelationId(0);
+
+pub(crate) async fn run(options: Options) -> Result<()> {
+    let servers = Servers::from_env()?;
+    let name = crate::server::new_name("bench-");
+    let bucket = Bucket::make(&servers, &name).await?;
+    let index = Index::make(&servers.elasticsearch, &name).await?;
+    let relation = relation(&name)?;
+    let scene = Scene::new(&relation, "uuid").await?;
+    let run = Run { options, servers, name, bucket, index, relation, scene };
+    let done = run.measure().await;
+    run.remove().await?;
+    done
+}
+
+/// A document in two stores.
+fn relation(name: &str) -> Result<Relation> {
+    let key = || Template::parse("{id}").map_err(|error| anyhow::anyhow!("{error}"));
+    let object = AddressTemplate::Object { bucket: name.into(), key: key()? };
+    let document = AddressTemplate::Document { index: name.into(), id: key()?, routing: None };
+    let target = |store, address| TargetTemplate { store, address, is_hidden_first: false };
+    Ok(Relation {
+        targets: vec![target(StoreId(0), object), target(StoreId(1), document)],
+        key_reuse_forbidden: true,
+        ..slot::relation()?
+    })
+}
+
+struct Run {
+    options: Options,
+    servers: Servers,
+    name: String,
+    bucket: Bucket,
+    index: Index,
+    relation: Relation,
+    scene: Scene,
+}
+
+/// Seconds, sorted.
+struct Times(Vec<f64>);
+
+impl Times {
+    fn new(mut all: Vec<f64>) -> Self {
+        all.sort_by(f64::total_cmp);
+        Self(all)
+    }
+
+    fn at(&self, share: f64) -> f64 {
+        self.0[((self.0.len() - 1) as f64 * share).round() as usize] * 1e3
+    }
+
+    fn json(&self) -> serde_json::Value {
+        json!({"p50_ms": self.at(0.5), "p99_ms": self.at(0.99)})
+    }
+}
+
+impl Run {
+    async fn remove(self) -> Result<()> {
+        for slot in [self.slot("ours"), self.slot("plain")] {
+            let sql = format!(
+                "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = '{slot}'"
+            );
+            execute(&self.scene.pool, &sql).await?;
+        }
+        self.scene.remove().await?;
+        self.bucket.remove().await?;
+        self.index.remove().await
+    }
+
+    fn slot(&self, of: &str) -> String {
+        format!("{}_{of}", self.scene.name)
+    }
+
+    fn sinks(&self) -> Result<[Arc<dyn ErasedSink>; 2]> {
+        let servers = &self.servers;
+        let mut s3: S3Config = serde_json::from_value(json!({
+            "endpoint": servers.s3, "bucket": self.name, "rate_per_prefix": 1_000_000,
+        }))?;
+        s3.credentials = Some(S3Credentials {
+            access_key_id: Secret::new(&servers.s3_access_key),
+            secret_access_key: Secret::new(&servers.s3_secret_key),
+            session_token: None,
+        });
+        let search: ElasticsearchConfig =
+            serde_json::from_value(json!({"url": servers.elasticsearch, "index": self.name}))?;
+        Ok([Arc::new(S3Sink::new(s3)?), Arc::new(ElasticsearchSink::new(search)?)])
+    }
+
+    async fn measure(&self) -> Result<()> {
+        let pool = &self.scene.pool;
+        execute(pool, "create publication bench for table documents").await?;
+        for of in ["ours", "plain"] {
+            let slot = self.slot(of);
+            execute(
+                pool,
+                &format!("select pg_create_logical_replication_slot('{slot}', 'pgoutput')"),
+            )
+            .await?;
+        }
+        let ledger = Arc::new(self.scene.ledger(&self.relation, &["originals", "search"]));
+        let stores = self.sinks()?.into_iter().zip(["originals", "search"]).enumerate();
+        let verify = [Verify::Sample { one_in: 100 }, Verify::ReadBack];
+        let stores = stores.map(|(at, (sink, name))| Store {
+            id: StoreId(at as u16),
+            name: name.into(),
+            sink,
+            config: StoreConfig { verify: verify[at], ..StoreConfig::default() },
+        });
+        let relations: Arc<[_]> = Arc::from([self.relation.clone()]);
+        let pipeline = Pipeline {
+            config: Config::default(),
+            relations: Arc::clone(&relations),
+            ledger: Arc::clone(&ledger),
+            stores: stores.collect(),
+            sources: vec![Box::new(self.source("ours")?)],
+        };
+        let running = pipeline.start(Handle::current())?;
+        // A first second fills caches and opens connections; its flips are not counted.
+        self.flips(self.options.rate).await?;
+        let rows = self.options.rate * self.options.seconds;
+        self.flips(rows).await?;
+        let whole = Times::new(
+            sqlx::query_scalar(
+                "select extract(epoch from finalized_at - flag::timestamptz)::float8 from tombstream.receipt \
+                 order by finalized_at offset $1",
+            )
+            .bind(i64::from(self.options.rate))
+            .fetch_all(pool)
+            .await?,
+        );
+        ensure!(whole.0.len() == rows as usize, "{} of {rows} have a receipt", whole.0.len());
+        running.stop(Duration::from_secs(10)).await?;
+        let seen = self.plain().await?;
+        let [claim, slowest, finalize] = self.alone(&ledger).await?;
+        let parts =
+            [("seen", &seen), ("claim", &claim), ("store", &slowest), ("finalize", &finalize)];
+        let sum = |share: f64| parts.iter().map(|(_, times)| times.at(share)).sum::<f64>();
+        let (p50, p99) = (whole.at(0.5) / sum(0.5), whole.at(0.99) / sum(0.99));
+        if self.options.json {
+            let parts: serde_json::Map<String, _> =
+                parts.iter().map(|(name, times)| ((*name).to_owned(), times.json())).collect();
+            let line = json!({
+                "bench": "latency", "flips_per_s": self.options.rate, "seconds": self.options.seconds,
+                "whole": whole.json(), "parts": parts, "p50": p50, "p99": p99,
+            });
+            println!("{line}");
+        } else {
+            println!("flip to gone: {}; ÷ its parts: {p50:.2} and {p99:.2}", whole.json());
+            for (name, times) in parts {
+                println!("{name}: {}", times.json());
+            }
+        }
+        Ok(())
+    }
+
+    fn source(&self, of: &str) -> Result<PostgresSource> {
+        let mut config =
+            ReplicationConfig::new(Secret::new(self.scene.url()), self.slot(of), "bench");
+        config.heartbeat = Duration::ZERO;
+        let scope = Scope::Relations(Arc::from([self.relation.clone()]));
+        Ok(PostgresSource::new(config, self.scene.pool.clone(), scope, |_| {})?)
+    }
+
+    /// Makes documents with their copies, and gives their ids.
+    async fn seed(&self, rows: u32) -> Result<Vec<String>> {
+        let insert = "insert into documents (id, name) select gen_random_uuid(), 'document ' || n \
+            from generate_series(1, $1) n returning id::text";
+        let ids: Vec<String> = sqlx::query_scalar(insert)
+            .bind(i32::try_from(rows)?)
+            .fetch_all(&self.scene.pool)
+            .await?;
+        self.bucket.put(ids.iter().map(|id| (id.clone(), b"a copy".to_vec()))).await?;
+        self.index.put(ids.iter().map(|id| (id.clone(), json!({"title": "a copy"})))).await?;
+        Ok(ids)
+    }
+
+    /// Flags that many documents at the rate, and waits until all rows are gone.
+    async fn flips(&self, rows: u32) -> Result<()> {
+        let ids = self.seed(rows).await?;
+        self.at_rate(&ids).await?;
+        let ends = Instant::now() + Duration::from_secs(60);
+        loop {
+            let left: i64 = sqlx::query_scalar("select count(*) from documents")
+                .fetch_one(&self.scene.pool)
+                .await?;
+            if left == 0 {
+                return Ok(());
+            }
+            ensure!(Instant::now() < ends, "{left} rows are still there");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn at_rate(&self, ids: &[String]) -> Result<()> {
+        let begin = tokio::time::Instant::now();
+        let each = Duration::from_secs(1) / self.options.rate;
+        for (n, id) in ids.iter().enumerate() {
+            tokio::time::sleep_until(begin + each * n as u32).await;
+            let flag = "update documents set deleted_at = clock_timestamp() where id = $1::uuid";
+            sqlx::query(flag).bind(id).execute(&self.scene.pool).await?;
+        }
+        Ok(())
+    }
+
+    /// From the flip until a plain reader of the log has it, at the same rate, with nothing behind.
+    async fn plain(&self) -> Result<Times> {
+        let mut source = self.source("plain")?;
+        let rows = self.options.rate * 5;
+        let ids = self.seed(rows).await?;
+        let mut arrived = Vec::new();
+        let mut decoders = Decoders::new(&self.relation);
+        let read = async {
+            // What was flagged before stands in the log, too.
+            let wanted: std::collections::HashSet<&str> = ids.iter().map(String::as_str).collect();
+            while arrived.len() < ids.len() {
+                let polled = tokio::time::timeout(Duration::from_secs(60), source.next()).await;
+                let polled = polled.context("no row for 60 s")??;
+                let now = UNIX_EPOCH.elapsed()?.as_micros() as i64;
+                decoders.flags(&polled.records, |key, flag| {
+                    // Table and reader share the machine's clock.
+                    if let FlagState::Set(FlagValue::Micros(at)) = flag
+                        && key.columns().next().is_some_and(|id| wanted.contains(id))
+                    {
+                        arrived.push((now - at) as f64 / 1e6);
+                    }
+                })?;
+                source.commit(polled.marks).await?;
+            }
+            Ok::<_, anyhow::Error>(())
+        };
+        tokio::try_join!(self.at_rate(&ids), read)?;
+        source.close().await;
+        execute(&self.scene.pool, "truncate documents").await?;
+        Ok(Times::new(arrived))
+    }
+
+    /// One claim, each store's destroy of one copy, one finalizing, one after the other and nothing beside. Of
+    /// the stores, the slower.
+    async fn alone(&self, ledger: &PgLedger) -> Result<[Times; 3]> {
+        let sinks = self.sinks()?;
+        let ids = self.seed(self.options.alone as u32).await?;
+        execute(&self.scene.pool, "update documents set deleted_at = clock_timestamp()").await?;
+        let (mut claims, mut ends) = (Vec::new(), Vec::new());
+        let mut destroys = [Vec::new(), Vec::new()];
+        for id in ids {
+            let begun = Instant::now();
+            let claimed = ledger.claim(DOCUMENTS, &[candidate(id)]).await?;
+            claims.push(begun.elapsed().as_secs_f64());
+            let claimed = claimed.into_iter().next().context("it was not claimed")?;
+            let targets: Vec<Target> = claimed.targets.iter().map(|it| it.target.clone()).collect();
+            for (at, (sink, target)) in sinks.iter().zip(&targets).enumerate() {
+                let begun = Instant::now();
+                let outcomes = sink.destroy(std::slice::from_ref(target)).await?;
+                destroys[at].push(begun.elapsed().as_secs_f64());
+                ensure!(outcomes[0].verdict == Verdict::Deleted, "{:?}", outcomes[0]);
+            }
+            let settled = [settle(claimed)];
+            let begun = Instant::now();
+            let endings = ledger.finalize(DOCUMENTS, &settled).await?;
+            ends.push(begun.elapsed().as_secs_f64());
+            ensure!(endings == [Ending::Finalized], "{endings:?}");
+        }
+        let [one, other] = destroys.map(Times::new);
+        let slowest = if one.at(0.5) > other.at(0.5) { one } else { other };
+        Ok([Times::new(claims), slowest, Times::new(ends)])
+    }
+}
+
+fn candidate(id: String) -> Candidate {
+    Candidate {
+        relation: DOCUMENTS,
+        key: Key::from_postgres([id]),
+        position: None,
+        cause: Cause::Sweep,
+        found: Found::Flagged,
+        removed: None,
+    }
+}
+
+fn settle(claimed: Claimed) -> Settled {
+    let deleted = || Outcome::new(Verdict::Deleted, "deleted").settled_now();
+    let outcomes = claimed.targets.iter().map(|_| deleted()).collect();
+    Settled { claimed: Arc::new(claimed), outcomes }
+}
