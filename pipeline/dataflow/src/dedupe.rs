@@ -1,36 +1,65 @@
 //! The newest position of each key passes once. It saves work; safety never rests on it.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 
 use metrics::counter;
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::Operator;
-use tombstream_model::{Candidate, Found, Key, Position, RelationId};
+use tombstream_model::{Candidate, Found, Position};
 
 use crate::bridge::Epoch;
 use crate::metric;
 
-/// The newest positions that have passed, of a flag and of a removal apart.
-#[derive(Clone, Copy, Debug, Default)]
-struct Passed {
-    flagged: Option<Position>,
-    removed: Option<Position>,
-}
-
-/// The keys that passed lately. Bounded: it forgets the older half at once when the younger is full,
-/// and a key that is asked for is young again. Forgetting lets a duplicate pass, nothing worse.
+/// The newest position of each key that passed lately, of a flag and of a removal apart. Bounded: it forgets the
+/// older half at once when the younger is full, and a key that is asked for is young again. Forgetting lets a
+/// duplicate pass, nothing worse.
+///
+/// A key is remembered by 128 bits of two keyed hashes, so an entry takes 32 bytes however long the key is. Two
+/// keys with the same bits would hide one of them from the events (the sweep still finds it): among a hundred
+/// thousand that are remembered, one in 10^33 events. The hashes' keys are the process's own secret, so nobody can
+/// choose such keys.
 #[derive(Debug)]
 pub(crate) struct Seen {
-    young: HashMap<(RelationId, Key), Passed>,
-    old: HashMap<(RelationId, Key), Passed>,
+    young: Half,
+    old: Half,
     half_max: usize,
+    hashes: [RandomState; 2],
+}
+
+type Half = HashMap<u128, Position, BuildHasherDefault<Hashed>>;
+
+/// What is hashed already is not hashed again.
+#[derive(Debug, Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn write(&mut self, _bytes: &[u8]) {
+        unreachable!("a u128 is written as one");
+    }
+
+    fn write_u128(&mut self, bits: u128) {
+        self.0 = bits as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl Seen {
+    /// Remembers at least `keys_max`: as many more as its tables hold anyway.
     pub(crate) fn new(keys_max: usize) -> Self {
-        Self { young: HashMap::new(), old: HashMap::new(), half_max: keys_max.div_ceil(2) }
+        let half = Half::with_capacity_and_hasher(keys_max.div_ceil(2), BuildHasherDefault::default());
+        // The memory is taken with the first keys: a process without events has no need of it.
+        Self {
+            half_max: half.capacity(),
+            young: Half::default(),
+            old: Half::default(),
+            hashes: [RandomState::new(), RandomState::new()],
+        }
     }
 
     /// Whether `candidate` shall pass: it has no position (it comes from a sweep or a snapshot, says
@@ -40,26 +69,32 @@ impl Seen {
     /// `tests::the_newest_position_of_each_key_passes_in_any_order`.
     pub(crate) fn admit(&mut self, candidate: &Candidate) -> bool {
         let Some(position) = candidate.position else { return true };
-        let id = (candidate.relation, candidate.key.clone());
-        if !self.young.contains_key(&id) {
-            if self.young.len() >= self.half_max {
-                self.old = std::mem::take(&mut self.young);
-            }
-            let passed = self.old.remove(&id).unwrap_or_default();
-            self.young.insert(id.clone(), passed);
-        }
-        let passed = self.young.entry(id).or_default();
-        let newest = match candidate.found {
-            Found::Flagged => &mut passed.flagged,
-            Found::Removed => &mut passed.removed,
+        let kind = match candidate.found {
+            Found::Flagged => 0_u8,
+            Found::Removed => 1,
             // So rare that none is worth a memory.
             Found::Truncated => return true,
         };
-        let newer = newest.is_none_or(|newest| newest < position);
-        if newer {
-            *newest = Some(position);
+        let id = self.id(candidate, kind);
+        if let Some(newest) = self.young.get_mut(&id) {
+            let newer = *newest < position;
+            *newest = position.max(*newest);
+            return newer;
         }
+        if self.young.len() >= self.half_max {
+            std::mem::swap(&mut self.young, &mut self.old);
+            self.young.clear();
+        }
+        let newest = self.old.remove(&id);
+        let newer = newest.is_none_or(|newest| newest < position);
+        self.young.insert(id, newest.map_or(position, |newest| newest.max(position)));
         newer
+    }
+
+    fn id(&self, candidate: &Candidate, kind: u8) -> u128 {
+        let [one, other] = &self.hashes;
+        let of = (candidate.relation, &candidate.key, kind);
+        u128::from(one.hash_one(of)) << 64 | u128::from(other.hash_one(of))
     }
 
     #[cfg(test)]
@@ -106,6 +141,11 @@ mod tests {
 
     use super::Seen;
 
+    #[test]
+    fn an_entry_takes_32_bytes() {
+        assert_eq!(size_of::<(u128, Position)>(), 32);
+    }
+
     fn candidate() -> impl Strategy<Value = Candidate> {
         let position = (0_u32..2, 0_u64..5, 0_u32..2).prop_map(|(generation, lsn, order)| {
             Position { generation: Generation(generation), lsn: Lsn(lsn), order }
@@ -150,7 +190,7 @@ mod tests {
                         }
                     }
                 }
-                prop_assert!(seen.len() <= keys_max + 1, "bounded, rounded up to an even number");
+                prop_assert!(seen.len() <= 2 * seen.half_max, "bounded");
             }
             prop_assert_eq!(passed, newest);
         }

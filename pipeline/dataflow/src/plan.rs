@@ -39,8 +39,8 @@ pub struct Config {
     /// Most records of one epoch. 4,096: five epochs fit into the permits, so that one is read
     /// while others are settled.
     pub epoch_items_max: usize,
-    /// Most keys that each worker's dedupe remembers. 100,000 take some 20 MB; forgetting costs a
-    /// look of the claim and nothing else.
+    /// How many keys each worker's dedupe remembers, rounded up to what its tables hold. 100,000 take
+    /// some 4 MB; forgetting costs a look of the claim and nothing else.
     pub dedupe_keys_max: usize,
     /// Which life of the log the events' positions are from.
     pub server: ServerClock,
