@@ -28,6 +28,8 @@ pub struct ApiConfig {
     /// False behind pgbouncer in transaction mode: every statement is then prepared anew, in a
     /// transaction of its own.
     pub prepared_statements: bool,
+    /// Whether flags that come at the same time are flipped by one statement. The default is no: each by its own.
+    pub group_flags: bool,
     /// What `/metrics` answers; without it there is no such route. It needs no token.
     pub metrics: Option<MetricsText>,
 }
@@ -88,6 +90,7 @@ impl Default for ApiConfig {
             body_max: 64 * 1024,
             timeout: Duration::from_secs(10),
             prepared_statements: true,
+            group_flags: false,
             metrics: None,
         }
     }

@@ -29,6 +29,7 @@ mod config;
 mod db;
 mod edge;
 mod error;
+mod group;
 mod key;
 mod openapi;
 pub mod orders;

@@ -17,6 +17,9 @@ pub(crate) struct Sql {
     /// `$1` key, `$2` relation, `$3` actor. Gives what became of it, one of `flagged`, `was_flagged`,
     /// `gone`, `missing` and `contended`.
     pub(crate) flag: Arc<str>,
+    /// `$1` keys as JSON, each once, `$2` relation, `$3` an actor for each. Gives the `key` and what became of it, as
+    /// [`Self::flag`] does; what somebody else has locked is `contended`, and not waited for.
+    pub(crate) flag_many: Arc<str>,
     /// `$1` key. Locks the row and gives it, and whether it is flagged.
     pub(crate) lock: Arc<str>,
     /// `$1` key, `$2` relation, `$3` actor. Decides on a fresh snapshot whether it is claimed, and if
@@ -102,7 +105,10 @@ impl Sql {
         let told = explain::selected(relation);
         let at = explain::bounded_at(&shared);
         let matches = shared.matches("$1::text[]");
-        let Table { name: table, key, column, is_set, is_unset, set, unset, value, .. } = shared;
+        let matches_k = shared.matches("k.key");
+        let Table {
+            name: table, key, key_list, column, is_set, is_unset, set, unset, value, ..
+        } = shared;
         let columns: Vec<_> =
             columns.iter().map(|column| format!("r.{}", quote_ident(column))).collect();
         let row = format!(
@@ -134,6 +140,36 @@ select case
     ) in ({TRUE_WITHOUT_ROW}) then 'gone'
     else 'missing'
 end as became"
+        );
+
+        // Rows are locked in the order of their keys, as everywhere; whoever waits here would make all wait.
+        let flag_many = format!(
+            "with k as materialized (
+    select u.key as given, array(select jsonb_array_elements_text(u.key::jsonb)) as key, u.actor
+    from unnest($1::text[], $3::text[]) as u(key, actor)
+), locked as materialized (
+    select {key} as key from {table} as r join k on {matches_k}
+    where {is_unset}
+    order by {key_list} for no key update of r skip locked
+), flipped as (
+    update {table} as r set {column} = {set} from k
+    where {matches_k} and {is_unset} and exists (select from locked where locked.key = k.key)
+    returning k.given, k.key, k.actor, {is_set} as set
+), noted as (
+    insert into tombstream.flip (relation, key, action, actor)
+    select $2, key, 'flag', actor from flipped where set
+)
+select k.given as key, case
+    when f.set then 'flagged'
+    when exists (select from {table} as r where {matches_k} and {is_set}) then 'was_flagged'
+    when exists (select from {table} as r where {matches_k}) then 'contended'
+    when (
+        select d.state from tombstream.deletion_all as d
+        where d.relation = $2 and d.key = k.key order by d.id desc limit 1
+    ) in ({TRUE_WITHOUT_ROW}) then 'gone'
+    else 'missing'
+end as became
+from k left join flipped as f on f.given = k.given"
         );
 
         let lock = format!(
@@ -178,6 +214,7 @@ left join tombstream.receipt as e on e.deletion_id = d.id"
         Self {
             read: read.into(),
             flag: flag.into(),
+            flag_many: flag_many.into(),
             lock: lock.into(),
             restore: restore.into(),
             status: status.into(),
@@ -348,7 +385,9 @@ mod tests {
         api.columns = vec!["c\"5".into()];
         let sql = Sql::new(&relation, &api.columns);
         let create = sql.create(["n\"6"].into_iter());
-        for statement in [&*sql.read, &sql.flag, &sql.lock, &sql.restore, &sql.status, &create] {
+        for statement in
+            [&*sql.read, &sql.flag, &sql.flag_many, &sql.lock, &sql.restore, &sql.status, &create]
+        {
             assert!(statement.contains("\"s\"\"1\".\"t\"\"2\""), "{statement}");
             for bare in ["s\"1", "t\"2", "k\"3", "f\"4", "c\"5", "n\"6"] {
                 assert!(!statement.contains(bare), "{bare} in {statement}");

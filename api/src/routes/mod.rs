@@ -22,6 +22,7 @@ use crate::config::{ApiConfig, ApiRelation, ConfigError};
 use crate::db::{Attempts, Db};
 use crate::edge::edge;
 use crate::error::ApiError;
+use crate::group::Group;
 use crate::key;
 use crate::openapi;
 use crate::orders::OrderError;
@@ -35,6 +36,8 @@ pub(crate) struct Served {
     create: Option<Vec<String>>,
     sql: Sql,
     db: Db,
+    /// Flags that go together.
+    group: Option<Group>,
     body_max: usize,
     /// Longest time for a body to arrive: half of the request's, so that the rest can still be done.
     body_time_max: Duration,
@@ -87,6 +90,7 @@ impl Served {
             create: api.create.clone(),
             sql: Sql::new(&api.relation, &api.columns),
             db,
+            group: config.group_flags.then(Group::new),
             body_max: config.body_max,
             body_time_max: config.timeout / 2,
         };

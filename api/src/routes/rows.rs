@@ -70,7 +70,8 @@ async fn read(State(served): State<Arc<Served>>, segments: Segments) -> Result<R
     Ok(Json(served.row(&row)?.ok_or(ApiError::NotFound)?).into_response())
 }
 
-/// Sets the flag. One statement, which is a transaction of its own: a 202 is sent after its commit.
+/// Sets the flag. One statement, which is a transaction of its own: a 202 is sent after its commit. Where flags go
+/// together it is one of all that came at the same time, and whatever that leaves undecided is asked alone.
 async fn flag(
     State(served): State<Arc<Served>>,
     Extension(actor): Extension<Actor>,
@@ -78,13 +79,14 @@ async fn flag(
 ) -> Result<Response, ApiError> {
     let key = key_of(&served, segments)?;
     let mut attempts = Attempts::repeatable();
+    let mut together = served.together(&key, &actor).await;
     loop {
-        let query = served.db.query(&served.sql.flag);
-        let query = query.bind(&key).bind(&*served.relation.name).bind(&*actor.0);
-        let became = match served.db.one(&attempts, query).await.map_err(ApiError::from) {
-            Ok(row) => row.try_get::<String, _>("became")?,
-            Err(error) if attempts.again(&error).await => continue,
-            Err(error) => return Err(error),
+        let became = match together.take() {
+            Some(became) => became,
+            None => match served.flag_alone(&attempts, &key, &actor).await {
+                Err(error) if attempts.again(&error).await => continue,
+                result => result?,
+            },
         };
         match became.as_str() {
             "flagged" => served.count("flag"),
@@ -151,6 +153,23 @@ async fn create(
 }
 
 impl Served {
+    /// What became of a flag that went with others.
+    async fn together(&self, key: &[String], actor: &Actor) -> Option<String> {
+        let with = (&self.db, &self.sql, &*self.relation.name);
+        self.group.as_ref()?.flag(with, key, &actor.0).await
+    }
+
+    async fn flag_alone(
+        &self,
+        attempts: &Attempts,
+        key: &[String],
+        actor: &Actor,
+    ) -> Result<String, ApiError> {
+        let query = self.db.query(&self.sql.flag);
+        let query = query.bind(key).bind(&*self.relation.name).bind(&*actor.0);
+        Ok(self.db.one(attempts, query).await?.try_get("became")?)
+    }
+
     fn row(&self, row: &PgRow) -> Result<Option<Row<'_>>, sqlx::Error> {
         Row::read(&self.columns, row)
     }

@@ -11,3 +11,4 @@ mod orders;
 mod problems;
 mod restore;
 mod rows;
+mod together;

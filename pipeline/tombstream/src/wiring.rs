@@ -734,6 +734,7 @@ pub(crate) fn api(config: &Config, metrics: &Metrics) -> anyhow::Result<ApiConfi
         body_max: config.api.body_max.get(),
         timeout: config.api.timeout,
         prepared_statements: config.database.prepared_statements,
+        group_flags: config.api.group_flags,
         metrics: Some(metrics.text()),
     })
 }

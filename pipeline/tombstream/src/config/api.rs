@@ -20,6 +20,8 @@ pub(crate) struct ApiSection {
     pub(crate) body_max: NonZeroUsize,
     /// Longest time of one request. 10 s: a flip is one statement.
     pub(crate) timeout: Duration,
+    /// Whether flags that come at the same time share a statement. No: it helps only where many come at once.
+    pub(crate) group_flags: bool,
 }
 
 impl ApiSection {
@@ -44,6 +46,7 @@ impl ApiSection {
             tokens_place,
             body_max: section.or("body_max", body_max),
             timeout: section.or("timeout", Duration::from_secs(10)),
+            group_flags: section.or("group_flags", false),
         }
     }
 }
