@@ -1,10 +1,11 @@
-//! A topic drained by the pipeline with null sinks and a null ledger, beside librdkafka that reads it and counts.
+//! A topic drained by the pipeline with null sinks, beside librdkafka that reads it and counts. The ledger is null,
+//! or the real one, whose rows are there and flagged.
 //!
 //! Both sides are of this process and take turns; the topic is written once, before.
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -19,12 +20,14 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tombstream_connectors::kafka::{KafkaConfig, KafkaSource};
 use tombstream_dataflow::{Config, Pipeline};
+use tombstream_model::Ledger;
 
 use crate::cpu::{Drained, processor_seconds};
 use crate::envelope::envelope;
 use crate::figures::{Ratio, median};
-use crate::null::{NullLedger, store};
-use crate::server;
+use crate::null::{Counting, NullLedger, store};
+use crate::scene::Scene;
+use crate::server::{self, execute};
 use crate::slot::relation;
 
 #[derive(Args)]
@@ -43,6 +46,9 @@ pub(crate) struct Options {
     /// How often both sides drain
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Claim and finalize in Postgres
+    #[arg(long, value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
+    postgres: bool,
     /// The broker's process, to tell its share of the processors
     #[arg(long)]
     broker: Option<u32>,
@@ -76,7 +82,7 @@ async fn scene(options: &Options, brokers: &str, topic: &str) -> Result<()> {
         for side in [round % 2, (round + 1) % 2] {
             if side == 0 {
                 let before = busy();
-                ours.push(tombstream(options, brokers, topic, round).await?);
+                ours.push(ours_once(options, brokers, topic, round).await?);
                 broker.push(busy() - before);
             } else {
                 theirs.push(consumer(options, brokers, topic)?);
@@ -98,6 +104,7 @@ async fn scene(options: &Options, brokers: &str, topic: &str) -> Result<()> {
     if options.json {
         let line = json!({
             "bench": "drain", "events": options.events, "deletions_one_in": options.one_in, "bytes": bytes,
+            "ledger": if options.postgres { "postgres" } else { "memory" },
             "partitions": options.partitions, "workers": options.workers, "rounds": options.rounds,
             "ours_events_per_s": our_rate.round(), "theirs_events_per_s": their_rate.round(),
             "wall": wall, "processor": processor, "ours_processor_s": our_processor,
@@ -141,16 +148,42 @@ fn write(options: &Options, brokers: &str, topic: &str) -> Result<usize> {
     Ok(bytes)
 }
 
+async fn ours_once(options: &Options, brokers: &str, topic: &str, round: usize) -> Result<Drained> {
+    let topic = (topic, round);
+    if !options.postgres {
+        return tombstream(options, brokers, topic, NullLedger::default()).await;
+    }
+    let relation = relation()?;
+    let scene = Scene::new(&relation, "uuid").await?;
+    // The ids are those of the events: `envelope`.
+    let (one_in, events) = (options.one_in, options.events);
+    execute(
+        &scene.pool,
+        &format!(
+            "insert into documents select ('6f1d0000-0000-4000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, \
+                 'document ' || n, now() from generate_series(0, {events} - 1, {one_in}) n; \
+             vacuum analyze documents; checkpoint"
+        ),
+    )
+    .await?;
+    let drained = tombstream(options, brokers, topic, scene.ledger(&relation, &["null"])).await?;
+    let left: i64 =
+        sqlx::query_scalar("select count(*) from documents").fetch_one(&scene.pool).await?;
+    scene.remove().await?;
+    ensure!(left == 0, "{left} rows are left");
+    Ok(drained)
+}
+
 /// From the start of the pipeline until every flag is finalized.
-async fn tombstream(
+async fn tombstream<L: Ledger>(
     options: &Options,
     brokers: &str,
-    topic: &str,
-    round: usize,
+    (topic, round): (&str, usize),
+    ledger: L,
 ) -> Result<Drained> {
     let relations: Arc<[_]> = Arc::from([relation()?]);
     let config = KafkaConfig::new(format!("{topic}-{round}"), brokers);
-    let ledger = Arc::new(NullLedger::default());
+    let ledger = Arc::new(Counting::new(ledger));
     let (begun, before) = (Instant::now(), processor_seconds("self"));
     let source = KafkaSource::new(&config, &[topic.to_owned()], |_| {})?;
     let pipeline = Pipeline {

@@ -15,7 +15,7 @@ use tombstream_model::{
 };
 
 use crate::cpu::memory;
-use crate::null::{NullLedger, store};
+use crate::null::{Counting, NullLedger, store};
 use crate::slot::relation;
 
 #[derive(Args)]
@@ -116,7 +116,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
 }
 
 async fn pass(options: &Options, keys: u64, dedupe_keys_max: usize) -> Result<Passed> {
-    let ledger = Arc::new(NullLedger::default());
+    let ledger = Arc::new(Counting::<NullLedger>::default());
     let pipeline = Pipeline {
         config: Config { workers: options.workers, dedupe_keys_max, ..Config::default() },
         relations: Arc::from([relation()?]),

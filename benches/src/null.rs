@@ -10,15 +10,25 @@ use tombstream_model::{
     LedgerError, Outcome, Presence, RelationId, Settled, Sink, SinkError, StoreId, Target, Verdict,
 };
 
-/// Claims everything, finalizes everything, and counts.
+/// Claims everything and finalizes everything.
 #[derive(Debug, Default)]
 pub(crate) struct NullLedger {
     next: AtomicI64,
+}
+
+/// A ledger, and how many it has finalized.
+#[derive(Debug, Default)]
+pub(crate) struct Counting<L> {
+    ledger: L,
     finalized: AtomicU64,
     news: Notify,
 }
 
-impl NullLedger {
+impl<L> Counting<L> {
+    pub(crate) fn new(ledger: L) -> Self {
+        Self { ledger, finalized: AtomicU64::new(0), news: Notify::new() }
+    }
+
     /// Waits until so many deletions are finalized.
     pub(crate) async fn until(&self, count: u64) {
         while self.finalized.load(Ordering::Acquire) < count {
@@ -27,6 +37,40 @@ impl NullLedger {
                 news.await;
             }
         }
+    }
+}
+
+impl<L: Ledger> Ledger for Counting<L> {
+    async fn claim(
+        &self,
+        relation: RelationId,
+        batch: &[Candidate],
+    ) -> Result<Vec<Claimed>, LedgerError> {
+        self.ledger.claim(relation, batch).await
+    }
+
+    async fn resume(&self, batch: &[DeletionId]) -> Result<Vec<Claimed>, LedgerError> {
+        self.ledger.resume(batch).await
+    }
+
+    async fn finalize(
+        &self,
+        relation: RelationId,
+        batch: &[Settled],
+    ) -> Result<Vec<Ending>, LedgerError> {
+        let endings = self.ledger.finalize(relation, batch).await?;
+        let finalized = endings.iter().filter(|it| **it == Ending::Finalized).count();
+        self.finalized.fetch_add(finalized as u64, Ordering::Release);
+        self.news.notify_one();
+        Ok(endings)
+    }
+
+    async fn owe(&self, batch: &[Settled]) -> Result<(), LedgerError> {
+        self.ledger.owe(batch).await
+    }
+
+    async fn bury(&self, batch: &[DeadLetter]) -> Result<(), LedgerError> {
+        self.ledger.bury(batch).await
     }
 }
 
@@ -65,8 +109,6 @@ impl Ledger for NullLedger {
         _relation: RelationId,
         batch: &[Settled],
     ) -> Result<Vec<Ending>, LedgerError> {
-        self.finalized.fetch_add(batch.len() as u64, Ordering::Release);
-        self.news.notify_one();
         Ok(vec![Ending::Finalized; batch.len()])
     }
 

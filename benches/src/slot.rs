@@ -24,7 +24,7 @@ use tombstream_model::{
 
 use crate::cpu::{Drained, children_seconds, memory, processor_seconds};
 use crate::figures::{Ratio, median};
-use crate::null::{NullLedger, store};
+use crate::null::{Counting, NullLedger, store};
 use crate::server::{self, execute};
 
 #[derive(Args)]
@@ -163,7 +163,7 @@ async fn tombstream(options: &Options, pool: &PgPool, url: &str, slot: &str) -> 
     config.heartbeat = Duration::ZERO;
     let scope = Scope::Relations(Arc::clone(&relations));
     let source = PostgresSource::new(config, pool.clone(), scope, |_| {})?;
-    let ledger = Arc::new(NullLedger::default());
+    let ledger = Arc::new(Counting::<NullLedger>::default());
     let pipeline = Pipeline {
         config: Config { workers: options.workers, ..Config::default() },
         relations,
