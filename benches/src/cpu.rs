@@ -1,5 +1,7 @@
 //! What a process has used, as Linux counts it.
 
+use std::collections::{BTreeMap, HashMap};
+
 use anyhow::{Context as _, Result};
 
 /// One drain: seconds, and processor seconds of this process (and its child).
@@ -29,6 +31,41 @@ pub(crate) fn memory(what: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with(what))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
+/// What each thread of this process has used so far.
+pub(crate) struct Threads(HashMap<u64, (String, f64)>);
+
+impl Threads {
+    pub(crate) fn now() -> Result<Self> {
+        let mut all = HashMap::new();
+        for entry in std::fs::read_dir("/proc/self/task").context("/proc/self/task")? {
+            let entry = entry?;
+            // A thread may end while it is looked at.
+            let (Ok(name), Ok(used)) = (
+                std::fs::read_to_string(entry.path().join("comm")),
+                std::fs::read_to_string(entry.path().join("schedstat")),
+            ) else {
+                continue;
+            };
+            let id = entry.file_name().to_string_lossy().parse()?;
+            let nanoseconds: f64 = used.split_whitespace().next().unwrap_or_default().parse()?;
+            let name = name.trim().trim_end_matches(|it: char| it.is_ascii_digit() || it == '-');
+            all.insert(id, (name.to_owned(), nanoseconds / 1e9));
+        }
+        Ok(Self(all))
+    }
+
+    /// Seconds by the threads' names, without their numbers, since `before`; the largest are told.
+    pub(crate) fn since(&self, before: &Self) -> BTreeMap<String, f64> {
+        let mut all = BTreeMap::new();
+        for (id, (name, used)) in &self.0 {
+            let used = used - before.0.get(id).map_or(0.0, |(_, used)| *used);
+            *all.entry(name.clone()).or_insert(0.0) += used;
+        }
+        all.retain(|_, used| *used >= 0.01);
+        all
+    }
 }
 
 /// How long this thread was running, in seconds; Linux counts in nanoseconds.

@@ -3,6 +3,7 @@
 //!
 //! Both sides are of this process and take turns; the topic is written once, before.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -22,7 +23,7 @@ use tombstream_connectors::kafka::{KafkaConfig, KafkaSource};
 use tombstream_dataflow::{Config, Pipeline};
 use tombstream_model::Ledger;
 
-use crate::cpu::{Drained, processor_seconds};
+use crate::cpu::{Drained, Threads, processor_seconds};
 use crate::envelope::envelope;
 use crate::figures::{Ratio, median};
 use crate::null::{Counting, NullLedger, store};
@@ -77,12 +78,15 @@ async fn scene(options: &Options, brokers: &str, topic: &str) -> Result<()> {
     let bytes = write(options, brokers, topic)?;
     eprintln!("{} events written, {bytes} bytes each", options.events);
     let (mut ours, mut theirs, mut broker) = (Vec::new(), Vec::new(), Vec::new());
+    let mut threads = BTreeMap::new();
     let busy = || options.broker.map_or(0.0, |pid| processor_seconds(&pid.to_string()));
     for round in 0..options.rounds {
         for side in [round % 2, (round + 1) % 2] {
             if side == 0 {
                 let before = busy();
-                ours.push(ours_once(options, brokers, topic, round).await?);
+                let (drained, of_threads) = ours_once(options, brokers, topic, round).await?;
+                ours.push(drained);
+                threads = of_threads;
                 broker.push(busy() - before);
             } else {
                 theirs.push(consumer(options, brokers, topic)?);
@@ -108,6 +112,7 @@ async fn scene(options: &Options, brokers: &str, topic: &str) -> Result<()> {
             "partitions": options.partitions, "workers": options.workers, "rounds": options.rounds,
             "ours_events_per_s": our_rate.round(), "theirs_events_per_s": their_rate.round(),
             "wall": wall, "processor": processor, "ours_processor_s": our_processor,
+            "threads_processor_s": threads,
             "broker_processor_s": options.broker.map(|_| median(&broker)),
         });
         println!("{line}");
@@ -148,7 +153,12 @@ fn write(options: &Options, brokers: &str, topic: &str) -> Result<usize> {
     Ok(bytes)
 }
 
-async fn ours_once(options: &Options, brokers: &str, topic: &str, round: usize) -> Result<Drained> {
+async fn ours_once(
+    options: &Options,
+    brokers: &str,
+    topic: &str,
+    round: usize,
+) -> Result<(Drained, BTreeMap<String, f64>)> {
     let topic = (topic, round);
     if !options.postgres {
         return tombstream(options, brokers, topic, NullLedger::default()).await;
@@ -180,10 +190,11 @@ async fn tombstream<L: Ledger>(
     brokers: &str,
     (topic, round): (&str, usize),
     ledger: L,
-) -> Result<Drained> {
+) -> Result<(Drained, BTreeMap<String, f64>)> {
     let relations: Arc<[_]> = Arc::from([relation()?]);
     let config = KafkaConfig::new(format!("{topic}-{round}"), brokers);
     let ledger = Arc::new(Counting::new(ledger));
+    let threads = Threads::now()?;
     let (begun, before) = (Instant::now(), processor_seconds("self"));
     let source = KafkaSource::new(&config, &[topic.to_owned()], |_| {})?;
     let pipeline = Pipeline {
@@ -202,8 +213,9 @@ async fn tombstream<L: Ledger>(
         wall: begun.elapsed().as_secs_f64(),
         processor: processor_seconds("self") - before,
     };
+    let threads = Threads::now()?.since(&threads);
     running.stop(Duration::from_secs(10)).await?;
-    Ok(drained)
+    Ok((drained, threads))
 }
 
 /// Reads every partition from its beginning, looks at each message's length, and counts.

@@ -29,6 +29,12 @@ pub(crate) struct Options {
     /// Connections
     #[arg(long, default_value_t = 16)]
     clients: usize,
+    /// Flags of a request and of pgbench's update; 1 is the route of one row
+    #[arg(long, default_value_t = 1)]
+    bulk: usize,
+    /// Whether flags that come at the same time share a statement
+    #[arg(long, value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
+    group: bool,
     /// How often both sides take turns
     #[arg(long, default_value_t = 7)]
     rounds: usize,
@@ -38,7 +44,10 @@ pub(crate) struct Options {
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
-    ensure!(options.rows.is_multiple_of(options.clients), "--rows must be so many for each client");
+    ensure!(
+        options.bulk > 0 && options.rows.is_multiple_of(options.clients * options.bulk),
+        "--rows must be so many requests for each client"
+    );
     let relation = relation()?;
     let scene = Scene::new(&relation, "bigint").await?;
     let done = measure(&options, &scene).await;
@@ -58,7 +67,8 @@ async fn measure(options: &Options, scene: &Scene) -> Result<()> {
     let folder = std::env::temp_dir().join(&scene.name);
     let port = free_port()?;
     let variables = vec![("DATABASE_URL", scene.url())];
-    let program = Program::at(PathBuf::from(binary), folder.clone(), &config(port), variables)?;
+    let program =
+        Program::at(PathBuf::from(binary), folder.clone(), &config(options, port), variables)?;
     let api = program.start(&["api"], &format!("http://127.0.0.1:{port}/readyz")).await?;
     let process = api.id().context("the api has ended")?.to_string();
     let (mut ours, mut theirs, mut busy) = (Vec::new(), Vec::new(), Vec::new());
@@ -72,8 +82,8 @@ async fn measure(options: &Options, scene: &Scene) -> Result<()> {
                 through_api(options, port).await?;
                 took.0 = begun.elapsed().as_secs_f64();
             } else {
-                let times = options.rows / options.clients;
-                scene.pgbench(&script(times), options.clients, times).await?;
+                let times = options.rows / options.clients / options.bulk;
+                scene.pgbench(&script(options, times), options.clients, times).await?;
                 took.1 = begun.elapsed().as_secs_f64();
             }
             all_are_flagged(options, scene).await?;
@@ -93,7 +103,8 @@ async fn measure(options: &Options, scene: &Scene) -> Result<()> {
     let ratio = Ratio::of(&theirs, &ours);
     if options.json {
         let line = json!({
-            "bench": "flips", "rows": options.rows, "clients": options.clients,
+            "bench": "flips", "rows": options.rows, "clients": options.clients, "bulk": options.bulk,
+            "group_flags": options.group,
             "rounds": options.rounds, "ours_flips_per_s": rate(&ours),
             "theirs_flips_per_s": rate(&theirs), "ratio": ratio,
             "api_processor_us_a_flip": (median(&busy) * 1e6 / options.rows as f64).round(),
@@ -105,12 +116,13 @@ async fn measure(options: &Options, scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-fn config(port: u16) -> String {
+fn config(options: &Options, port: u16) -> String {
     format!(
         r#"[database]
 url = {{ env = "DATABASE_URL" }}
 [api]
 listen = "127.0.0.1:{port}"
+group_flags = {group}
 [store.nowhere]
 kind = "object_store"
 url = "file:///tmp"
@@ -124,15 +136,19 @@ targets = [{{ store = "nowhere", key = "nowhere/{{id}}" }}]
 [relation.documents.api]
 path = "documents"
 columns = ["id", "name", "deleted_at"]
-"#
+"#,
+        group = options.group,
     )
 }
 
 /// The update that the api's statement holds, and the note of who did it is left out.
-fn script(times: usize) -> String {
+fn script(options: &Options, times: usize) -> String {
+    let bulk = options.bulk;
     format!(
-        "\\set id :client_id * {times} + :n + 1\n\\set n :n + 1\n\
-         update documents set deleted_at = clock_timestamp() where id = :id and deleted_at is null;\n"
+        "\\set first (:client_id * {times} + :n) * {bulk} + 1\n\\set last :first + {bulk} - 1\n\
+         \\set n :n + 1\n\
+         update documents set deleted_at = clock_timestamp() where id between :first and :last \
+         and deleted_at is null;\n"
     )
 }
 
@@ -159,19 +175,18 @@ async fn all_are_flagged(options: &Options, scene: &Scene) -> Result<()> {
 }
 
 async fn through_api(options: &Options, port: u16) -> Result<()> {
-    let each = options.rows / options.clients;
+    let (each, bulk) = (options.rows / options.clients, options.bulk);
     let clients = (0..options.clients).map(|client| {
         tokio::spawn(async move {
             let mut connection = TcpStream::connect(("127.0.0.1", port)).await?;
             connection.set_nodelay(true)?;
             let mut answer = Vec::new();
-            for n in 0..each {
-                let id = client * each + n + 1;
-                let request = format!("DELETE /documents/{id} HTTP/1.1\r\nhost: bench\r\n\r\n");
-                connection.write_all(request.as_bytes()).await?;
+            for n in (0..each).step_by(bulk) {
+                let first = client * each + n + 1;
+                connection.write_all(request(first, bulk).as_bytes()).await?;
                 read(&mut connection, &mut answer).await?;
-                if !answer.starts_with(b"HTTP/1.1 202") {
-                    bail!("document {id}: {}", String::from_utf8_lossy(&answer));
+                if !answer.starts_with(b"HTTP/1.1 20") {
+                    bail!("from document {first} on: {}", String::from_utf8_lossy(&answer));
                 }
             }
             Ok(())
@@ -181,6 +196,19 @@ async fn through_api(options: &Options, port: u16) -> Result<()> {
         client?;
     }
     Ok(())
+}
+
+fn request(first: usize, bulk: usize) -> String {
+    if bulk == 1 {
+        return format!("DELETE /documents/{first} HTTP/1.1\r\nhost: bench\r\n\r\n");
+    }
+    let keys: Vec<usize> = (first..first + bulk).collect();
+    let body = json!({"keys": keys}).to_string();
+    format!(
+        "POST /documents/bulk/delete HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    )
 }
 
 /// Reads one whole answer.
