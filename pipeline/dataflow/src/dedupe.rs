@@ -52,7 +52,8 @@ impl Hasher for Hashed {
 impl Seen {
     /// Remembers at least `keys_max`: as many more as its tables hold anyway.
     pub(crate) fn new(keys_max: usize) -> Self {
-        let half = Half::with_capacity_and_hasher(keys_max.div_ceil(2), BuildHasherDefault::default());
+        let half =
+            Half::with_capacity_and_hasher(keys_max.div_ceil(2), BuildHasherDefault::default());
         // The memory is taken with the first keys: a process without events has no need of it.
         Self {
             half_max: half.capacity(),
@@ -164,6 +165,35 @@ mod tests {
 
     fn id(candidate: &Candidate) -> (RelationId, Key, bool) {
         (candidate.relation, candidate.key.clone(), candidate.found == Found::Removed)
+    }
+
+    const KEYS: u64 = 1_000;
+
+    /// Counted by `cargo xtask check` under callgrind.
+    #[inline(never)]
+    fn counted_admissions(seen: &mut Seen, candidates: &[Candidate]) -> usize {
+        candidates.iter().filter(|candidate| seen.admit(candidate)).count()
+    }
+
+    #[test]
+    fn a_thousand_keys_pass_once() {
+        let candidates: Vec<_> = (0..KEYS)
+            .flat_map(|n| {
+                let id = format!("6f1d0000-0000-4000-8000-{n:012}");
+                let position = Position { generation: Generation(1), lsn: Lsn(n), order: 0 };
+                let candidate = Candidate {
+                    relation: RelationId(0),
+                    key: Key::from_postgres([id]),
+                    position: Some(position),
+                    cause: Cause::Event,
+                    found: Found::Flagged,
+                    removed: None,
+                };
+                [candidate.clone(), candidate]
+            })
+            .collect();
+        let mut seen = Seen::new(4_000);
+        assert_eq!(counted_admissions(&mut seen, &candidates), KEYS as usize);
     }
 
     proptest! {

@@ -4,6 +4,7 @@
 
 mod compose;
 mod deny;
+mod instructions;
 
 use crate::shell;
 use anyhow::{Result, bail};
@@ -13,12 +14,13 @@ use std::time::Instant;
 /// A step says what it could not check; an error is a finding.
 type Step = fn() -> Result<Option<String>>;
 
-const STEPS: [(&str, Step); 5] = [
+const STEPS: [(&str, Step); 6] = [
     ("format", format),
     ("lints", lints),
     ("docs", docs),
     ("licences and boundaries", deny::run),
     ("compose.yaml", compose::run),
+    ("instructions", instructions::run),
 ];
 
 pub(crate) async fn run() -> Result<ExitCode> {
