@@ -97,7 +97,7 @@ impl Count {
         }
         let text = String::from_utf8_lossy(&output.stdout);
         let built = text.lines().filter_map(|line| serde_json::from_str::<Built>(line).ok());
-        built.filter_map(|it| it.executable).last().context("cargo has built no test program")
+        built.filter_map(|it| it.executable).next_back().context("cargo has built no test program")
     }
 }
 
