@@ -3,7 +3,7 @@
 use crate::shell;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// How far a count may be from what it was, either way.
@@ -124,7 +124,7 @@ mod tests {
         let root = shell::root();
         let text = std::fs::read_to_string(root.join("xtask/instructions.toml")).unwrap();
         let list: List = toml::from_str(&text).unwrap();
-        let read = |path: &str| std::fs::read_to_string(root.join(Path::new(path))).unwrap();
+        let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
         let all =
             read("pipeline/model/tests/instructions.rs") + &read("pipeline/dataflow/src/dedupe.rs");
         for count in list.counts {
