@@ -145,18 +145,24 @@ async fn play(options: &Options, documents: &Documents, topic: &Topic) -> Result
         worker.until_ready().await?;
     }
     let messages: Vec<(String, Vec<u8>)> = documents.ids.iter().map(message).collect();
+    let before = busy(&workers)?;
     let begun = Instant::now();
     let all = messages.iter().map(|(id, message)| (id.as_bytes(), Some(message.as_slice())));
     topic.write(all).await?;
     documents.until_rows_are_gone(|| workers.iter_mut().try_for_each(Worker::check)).await?;
     let wall = begun.elapsed().as_secs_f64();
-    let mut processor = 0.0;
+    let processor = busy(&workers)? - before;
     for mut worker in workers {
-        processor += processor_seconds(&worker.child.id().context("it runs")?.to_string());
         worker.child.kill().await?;
     }
     documents.copies_must_be_gone().await?;
     Ok(Drained { wall, processor })
+}
+
+/// Processor time of all of them so far, in seconds.
+fn busy(workers: &[Worker]) -> Result<f64> {
+    let ids = workers.iter().map(|worker| worker.child.id().context("a worker ended"));
+    ids.map(|id| Ok(processor_seconds(&id?.to_string()))).sum()
 }
 
 /// As the API publishes it, with its key.

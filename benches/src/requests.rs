@@ -1,8 +1,10 @@
 //! How many destructive requests the stores are asked for a backlog, and for the same with every event ten times.
 //!
 //! The built binary reads the events from a topic and reaches both stores through proxies that count (`proxy.rs`). The
-//! topic holds every event of a backlog of flagged rows, in any order; a backlog of a thousand keys needs one request
-//! of each store. Looks (HEAD, `_mget`, listings) destroy nothing and are counted beside.
+//! topic holds the events of a backlog of flagged rows; a thousand keys need one request of each store, no less. Three
+//! backlogs take turns: every event `once`; all of them ten times over, one time after the other, as when a topic is read
+//! again (`replayed`); and every event ten times at any distance (`shuffled`). Looks (HEAD, `_mget`, listings) destroy
+//! nothing and are counted beside.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -22,10 +24,10 @@ pub(crate) struct Options {
     /// How many keys are in the backlog
     #[arg(long, default_value_t = 20_000)]
     keys: usize,
-    /// How often every event stands in the second topic
+    /// How often every event stands in the second and the third topic
     #[arg(long, default_value_t = 10)]
     times: usize,
-    /// How often both backlogs are drained
+    /// How often the backlogs are drained
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     #[arg(long, default_value_t = 4)]
@@ -45,6 +47,17 @@ const DESTROYS: &str = "destroys";
 const LOOKS: &str = "looks";
 const READ_MAX: Duration = Duration::from_secs(300);
 
+/// In which order events come again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Once,
+    Replayed,
+    Shuffled,
+}
+
+const ORDERS: [(&str, Order); 3] =
+    [("once", Order::Once), ("replayed", Order::Replayed), ("shuffled", Order::Shuffled)];
+
 /// Requests of both stores for a backlog.
 struct Asked {
     s3: Counts,
@@ -53,22 +66,24 @@ struct Asked {
 
 pub(crate) async fn run(options: Options) -> Result<()> {
     let binary = binary(options.binary.as_ref())?;
-    let (mut once, mut often) = (Vec::new(), Vec::new());
+    let mut asked: [Vec<Asked>; ORDERS.len()] = Default::default();
     for round in 0..options.rounds {
-        for (times, asked) in [(1, &mut once), (options.times, &mut often)] {
-            let counted = backlog(&options, binary.clone(), times).await?;
+        for ((name, order), asked) in ORDERS.iter().zip(&mut asked) {
+            let counted = backlog(&options, binary.clone(), *order).await?;
             eprintln!(
-                "round {round}: {} keys, each event {times} times: s3 {:?}, elasticsearch {:?}",
+                "round {round}: {} keys, {name}: s3 {:?}, elasticsearch {:?}",
                 options.keys, counted.s3, counted.elasticsearch
             );
             asked.push(counted);
         }
     }
-    let line = json!({
+    let mut line = json!({
         "bench": "requests", "keys": options.keys, "times": options.times, "rounds": options.rounds,
         "workers": options.workers, "partitions": options.partitions,
-        "once": per_thousand(&options, &once), "often": per_thousand(&options, &often),
     });
+    for ((name, _), asked) in ORDERS.iter().zip(&asked) {
+        line[*name] = per_thousand(&options, asked);
+    }
     if options.json {
         println!("{line}");
     } else {
@@ -105,11 +120,11 @@ fn of_elasticsearch(method: &str, path: &str) -> &'static str {
     if is_bulk || is_document { DESTROYS } else { LOOKS }
 }
 
-async fn backlog(options: &Options, binary: PathBuf, times: usize) -> Result<Asked> {
+async fn backlog(options: &Options, binary: PathBuf, order: Order) -> Result<Asked> {
     let documents = Documents::make(options.keys).await?;
     let events =
         Topic::make(&documents.servers.kafka, &topic(&documents), options.partitions).await?;
-    let asked = drain(options, binary, times, &documents, &events).await;
+    let asked = drain(options, binary, order, &documents, &events).await;
     events.remove().await?;
     documents.remove().await?;
     asked
@@ -118,7 +133,7 @@ async fn backlog(options: &Options, binary: PathBuf, times: usize) -> Result<Ask
 async fn drain(
     options: &Options,
     binary: PathBuf,
-    times: usize,
+    order: Order,
     documents: &Documents,
     events: &Topic,
 ) -> Result<Asked> {
@@ -133,7 +148,7 @@ async fn drain(
     };
     let installation = Installation::make(binary, documents, &setting).await?;
     documents.flag().await?;
-    write(documents, events, times).await?;
+    write(documents, events, options.times, order).await?;
 
     let mut running = installation.run().await?;
     documents.until_rows_are_gone(|| running.check()).await?;
@@ -146,16 +161,19 @@ async fn drain(
     Ok(Asked { s3: s3.take()?, elasticsearch: elasticsearch.take()? })
 }
 
-/// Every event so many times, at any distance from each other. Its position is a true one of the server's log, and the same
-/// each time, as when it is delivered again.
-async fn write(documents: &Documents, events: &Topic, times: usize) -> Result<()> {
+/// Writes the events. An event's position is a true one of the server's log, and the same each time, as when it
+/// is delivered again.
+async fn write(documents: &Documents, events: &Topic, times: usize, order: Order) -> Result<()> {
+    let times = if order == Order::Once { 1 } else { times };
     let now: i64 = sqlx::query_scalar("select (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint")
         .fetch_one(documents.pool())
         .await?;
     let first = u64::try_from(now).context("a place in the log")? - documents.ids.len() as u64;
-    let mut order: Vec<usize> = (0..times).flat_map(|_| 0..documents.ids.len()).collect();
-    shuffle(&mut order);
-    for some in order.chunks(100_000) {
+    let mut places: Vec<usize> = (0..times).flat_map(|_| 0..documents.ids.len()).collect();
+    if order == Order::Shuffled {
+        shuffle(&mut places);
+    }
+    for some in places.chunks(100_000) {
         let records: Vec<Record> = some
             .iter()
             .map(|at| {
@@ -169,12 +187,12 @@ async fn write(documents: &Documents, events: &Topic, times: usize) -> Result<()
 }
 
 /// The same order in each run.
-fn shuffle(order: &mut [usize]) {
+fn shuffle(places: &mut [usize]) {
     let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
-    for at in (1..order.len()).rev() {
+    for at in (1..places.len()).rev() {
         state =
             state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        order.swap(at, (state >> 33) as usize % (at + 1));
+        places.swap(at, (state >> 33) as usize % (at + 1));
     }
 }
 

@@ -9,12 +9,13 @@ BROKERS = os.environ["POC_KAFKA_BROKERS"]
 
 
 def producer():
-    return KafkaProducer(bootstrap_servers=BROKERS, value_serializer=lambda message: json.dumps(message).encode())
+    return KafkaProducer(bootstrap_servers=BROKERS)
 
 
 def publish(to, kind, document_id):
     # Not waited for: the client's own thread sends it, with others if there are any.
-    to.send(TOPIC, {"type": kind, "document_id": document_id}, key=document_id.encode())
+    message = {"type": kind, "document_id": document_id}
+    to.send(TOPIC, json.dumps(message).encode(), key=document_id.encode())
 
 
 def messages(group):
@@ -23,13 +24,12 @@ def messages(group):
         bootstrap_servers=BROKERS,
         group_id=f"{TOPIC}-{group}",
         auto_offset_reset="earliest",
-        value_deserializer=json.loads,
     )
     consumer.subscribe([TOPIC])
     while not consumer.assignment():
         # What is read here is not lost: it is handed on below.
         for records in consumer.poll(timeout_ms=100).values():
-            yield from (record.value for record in records)
+            yield from (json.loads(record.value) for record in records)
     print("ready", flush=True)
     for record in consumer:
-        yield record.value
+        yield json.loads(record.value)

@@ -133,6 +133,10 @@ async fn rounds(options: &Options, scene: &impl Scene) -> Result<Value> {
         (0..options.keys).map(|_| uuid::Uuid::new_v4().hyphenated().to_string()).collect();
     let ways = scene.ways();
     let mut drained: Vec<Vec<Drained>> = vec![Vec::new(); ways.len() + 1];
+    // A server that has just started is slow at first, whoever asks.
+    scene.fill(&ids).await?;
+    scene.tight_loop(&ids, StoreConfig::default().stage.in_flight_max).await?;
+    scene.must_be_empty().await?;
     for round in 0..options.rounds {
         for turn in 0..=ways.len() {
             let side = (turn + round) % (ways.len() + 1);
