@@ -108,9 +108,9 @@ async fn delete(options: &Options, binary: &Path) -> Result<Drained> {
         let workers = options.workers;
         let setting = Setting { source: Source::Log, verify: None, workers, s3, elasticsearch };
         let installation = Installation::make(binary.to_owned(), &documents, &setting).await?;
-        let drained = live(&installation, &documents).await;
-        installation.remove(&documents).await?;
-        drained
+        let drained = live(&installation, &documents).await?;
+        installation.remove()?;
+        anyhow::Ok(drained)
     };
     let played = played.await;
     documents.remove().await?;

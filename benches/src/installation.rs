@@ -17,6 +17,7 @@ const TABLE: &str = include_str!("../../deploy/compose/documents.sql");
 /// Far beyond what any run takes.
 const PATIENCE: Duration = Duration::from_secs(1_800);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+const SLOT_MAX: Duration = Duration::from_secs(30);
 
 /// Documents: a row, an object and a search document each.
 pub(crate) struct Documents {
@@ -105,7 +106,13 @@ impl Documents {
         Ok(())
     }
 
+    /// Removes all of it, and the slot that may read it.
     pub(crate) async fn remove(&self) -> Result<()> {
+        let begun = Instant::now();
+        while !self.database.drop_slot(&self.name).await? {
+            ensure!(begun.elapsed() < SLOT_MAX, "the slot {} is still in use", self.name);
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
         self.database.remove().await?;
         self.index.remove().await?;
         self.bucket.remove().await
@@ -208,14 +215,11 @@ impl Installation {
         Ok(())
     }
 
-    /// Removes its files, and the slot.
-    pub(crate) async fn remove(&self, documents: &Documents) -> Result<()> {
-        let begun = Instant::now();
-        while !documents.database.drop_slot(&documents.name).await? {
-            ensure!(begun.elapsed() < Duration::from_secs(30), "the slot is still in use");
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-        std::fs::remove_dir_all(&self.program.folder).context("removing the configuration's folder")
+    /// Removes its files. Those of a run that failed are left: its log says why.
+    pub(crate) fn remove(&self) -> Result<()> {
+        let folder = &self.program.folder;
+        std::fs::remove_dir_all(folder)
+            .with_context(|| format!("can't remove {}", folder.display()))
     }
 }
 

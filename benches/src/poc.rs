@@ -116,9 +116,9 @@ async fn tombstream(options: &Options, binary: &Path, verify: Option<&str>) -> R
         let setting = Setting { source: Source::Log, verify, workers, s3, elasticsearch };
         let installation = Installation::make(binary.to_owned(), &documents, &setting).await?;
         documents.flag().await?;
-        let drained = installation.drain(&documents).await;
-        installation.remove(&documents).await?;
-        drained
+        let drained = installation.drain(&documents).await?;
+        installation.remove()?;
+        anyhow::Ok(drained)
     };
     let played = played.await;
     documents.remove().await?;

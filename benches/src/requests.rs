@@ -157,7 +157,7 @@ async fn drain(
     let status = running.stop().await?;
     ensure!(status.success(), "`tombstream run` ended: {status}");
     installation.judge(documents).await?;
-    installation.remove(documents).await?;
+    installation.remove()?;
     Ok(Asked { s3: s3.take()?, elasticsearch: elasticsearch.take()? })
 }
 
