@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use anyhow::{Context as _, Result};
 
 /// One drain: seconds, and processor seconds of this process (and its child).
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Drained {
     pub(crate) wall: f64,
     pub(crate) processor: f64,
@@ -74,4 +75,10 @@ pub(crate) fn running_seconds() -> Result<f64> {
     let text = std::fs::read_to_string(file).context(file)?;
     let running = text.split_whitespace().next().context("no time in schedstat")?;
     Ok(running.parse::<f64>()? / 1e9)
+}
+
+/// User and system time of this process, in seconds; Linux counts in nanoseconds.
+pub(crate) fn own_processor_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }

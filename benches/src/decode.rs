@@ -4,12 +4,10 @@
 //! bytes are UTF-8 first, as its promise of text needs. Its answer is the same: which keys may be claimed. Times
 //! are those that the thread was running for, so that a busy machine counts for less.
 
-use std::borrow::Cow;
 use std::hint::black_box;
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tombstream_model::decode::{Decoded, Decoder, QuickDecoder};
 use tombstream_model::{Event, Generation};
@@ -17,6 +15,7 @@ use tombstream_model::{Event, Generation};
 use crate::cpu::running_seconds;
 use crate::envelope::envelope;
 use crate::figures::{Ratio, median};
+use crate::peer;
 use crate::slot::relation;
 
 #[derive(Args)]
@@ -54,7 +53,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             "ours",
             Box::new(|events| count(events, |event| is_candidate(quick.decode(event, GENERATION)))),
         ),
-        ("serde_json, borrowed", Box::new(|events| count(events, borrowed))),
+        (
+            "serde_json, borrowed",
+            Box::new(|events| count(events, |event| peer::flagged(event).is_some())),
+        ),
         (
             "ours, all decoded",
             Box::new(|events| {
@@ -126,42 +128,6 @@ fn is_candidate<E>(decoded: Result<Decoded, E>) -> bool {
         Ok(Decoded::Change(change)) => change.into_candidate().is_some(),
         _ => false,
     }
-}
-
-#[derive(Deserialize)]
-struct Envelope<'a> {
-    #[serde(borrow)]
-    after: Option<Row<'a>>,
-    #[serde(borrow)]
-    source: Source<'a>,
-    #[serde(borrow)]
-    op: Cow<'a, str>,
-}
-
-#[derive(Deserialize)]
-struct Row<'a> {
-    #[serde(borrow)]
-    id: Cow<'a, str>,
-    #[serde(borrow)]
-    deleted_at: Option<Cow<'a, str>>,
-}
-
-#[derive(Deserialize)]
-struct Source<'a> {
-    #[serde(borrow)]
-    schema: Cow<'a, str>,
-    #[serde(borrow)]
-    table: Cow<'a, str>,
-    lsn: Option<u64>,
-}
-
-fn borrowed(event: &Event) -> bool {
-    let Some(Ok(text)) = event.value.as_deref().map(std::str::from_utf8) else { return false };
-    let Ok(envelope) = serde_json::from_str::<Envelope<'_>>(text) else { return false };
-    let source = black_box(&envelope.source);
-    let is_ours = source.schema == "public" && source.table == "documents" && source.lsn.is_some();
-    let row = envelope.after.filter(|_| is_ours && matches!(&*envelope.op, "c" | "u" | "r"));
-    row.is_some_and(|row| black_box(row.id).len() == 36 && row.deleted_at.is_some())
 }
 
 fn tree(event: &Event) -> bool {

@@ -5,20 +5,30 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tombstream_model::{Event, Origin};
+use uuid::Uuid;
 
 static TOPIC: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from("app.public.documents"));
 static SCHEMA: LazyLock<String> = LazyLock::new(|| schema().to_string());
 
 /// An update of row `n` as Debezium writes it under REPLICA IDENTITY FULL, its fields in its order.
 pub(crate) fn envelope(n: usize, is_flagged: bool, with_schema: bool) -> Event {
-    let id = uuid::Uuid::from_u128(0x6f1d_0000_0000_4000_8000_0000_0000_0000 + n as u128);
+    let id = Uuid::from_u128(0x6f1d_0000_0000_4000_8000_0000_0000_0000 + n as u128);
+    update(id, n, 26_809_608 + n as u64 * 128, is_flagged, with_schema)
+}
+
+/// The flag of a row, at that place of the log.
+pub(crate) fn flag_event(id: Uuid, lsn: u64) -> Event {
+    update(id, 0, lsn, true, false)
+}
+
+fn update(id: Uuid, n: usize, lsn: u64, is_flagged: bool, with_schema: bool) -> Event {
     let row = |flag: &str| {
         format!(
             r#"{{"id":"{id}","name":"document {n}","uploaded_at":"2026-01-01T10:00:00.123456Z","deleted_at":{flag}}}"#
         )
     };
     let flag = if is_flagged { r#""2026-03-01T10:00:00.250000Z""# } else { "null" };
-    let (at, lsn) = (1_795_435_116_944_u64 + n as u64, 26_809_608 + n * 128);
+    let at = 1_795_435_116_944_u64 + n as u64;
     let source = format!(
         r#"{{"version":"3.6.3.Final","connector":"postgresql","name":"app","ts_ms":{at},"snapshot":"false","db":"app","sequence":"[\"{lsn}\",\"{}\"]","ts_us":{at}123,"ts_ns":{at}123456,"schema":"public","table":"documents","txId":{},"lsn":{lsn},"xmin":null,"origin":null,"origin_lsn":null}}"#,
         lsn + 56,

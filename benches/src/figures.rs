@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::cpu::Drained;
+
 /// The middle one.
 pub(crate) fn median(of: &[f64]) -> f64 {
     let mut sorted = of.to_vec();
@@ -33,4 +35,14 @@ impl fmt::Display for Ratio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.2} ({:.2} to {:.2})", self.median, self.min, self.max)
     }
+}
+
+/// How long each round took.
+pub(crate) fn walls(of: &[Drained]) -> Vec<f64> {
+    of.iter().map(|it| it.wall).collect()
+}
+
+/// How long processors were busy with each round.
+pub(crate) fn processors(of: &[Drained]) -> Vec<f64> {
+    of.iter().map(|it| it.processor).collect()
 }

@@ -17,6 +17,7 @@ use tombstream_model::{KeyKind, Relation};
 
 use crate::cpu::processor_seconds;
 use crate::figures::{Ratio, median};
+use crate::installation::binary;
 use crate::scene::Scene;
 use crate::server::execute;
 use crate::slot;
@@ -38,6 +39,9 @@ pub(crate) struct Options {
     /// How often both sides take turns
     #[arg(long, default_value_t = 7)]
     rounds: usize,
+    /// Tombstream's binary [default: the one beside this]
+    #[arg(long)]
+    binary: Option<PathBuf>,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
@@ -62,13 +66,11 @@ fn relation() -> Result<Relation> {
 }
 
 async fn measure(options: &Options, scene: &Scene) -> Result<()> {
-    let binary = std::env::var_os("TOMBSTREAM_BENCH_BINARY")
-        .context("TOMBSTREAM_BENCH_BINARY is not set to the binary that is measured")?;
+    let binary = binary(options.binary.as_ref())?;
     let folder = std::env::temp_dir().join(&scene.name);
     let port = free_port()?;
     let variables = vec![("DATABASE_URL", scene.url())];
-    let program =
-        Program::at(PathBuf::from(binary), folder.clone(), &config(options, port), variables)?;
+    let program = Program::at(binary, folder.clone(), &config(options, port), variables)?;
     let api = program.start(&["api"], &format!("http://127.0.0.1:{port}/readyz")).await?;
     let process = api.id().context("the api has ended")?.to_string();
     let (mut ours, mut theirs, mut busy) = (Vec::new(), Vec::new(), Vec::new());

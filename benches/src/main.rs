@@ -1,25 +1,35 @@
 //! What Tombstream costs, beside what anybody could use instead, both in one run on one machine.
 //!
-//! `cargo run --release -p tombstream-bench -- decode` needs nothing, `drain` a Kafka; `slot`, `backfill`, `mistake`, `waiting` and `receipts` need a Postgres with `wal_level = logical`, whose
+//! `cargo run --release -p tombstream-bench -- decode` and `cost` need nothing, `drain` a Kafka; `slot`, `backfill`, `mistake`, `waiting` and `receipts` need a Postgres with `wal_level = logical`, whose
 //! superuser's url is in `TOMBSTREAM_TEST_POSTGRES_URL` (`cargo xtask services up --only postgres`,
-//! `cargo xtask services env`), and its programs on this machine.
+//! `cargo xtask services env`), and its programs on this machine; `sinks` needs S3 and Elasticsearch; `deletions`, `requests`
+//! and `poc` need these, Kafka, and the binary (`cargo build --release -p tombstream`), `poc` a Python as well.
 
 mod backfill;
+mod cost;
 mod cpu;
 mod decode;
+mod deletions;
 mod direct;
 mod drain;
 mod envelope;
 mod figures;
 mod flips;
+mod growth;
+mod installation;
 mod latency;
 mod ledger;
 mod memory;
 mod mistake;
 mod null;
+mod peer;
+mod poc;
+mod proxy;
 mod receipts;
+mod requests;
 mod scene;
 mod server;
+mod sinks;
 mod slot;
 mod startup;
 mod waiting;
@@ -52,7 +62,7 @@ enum Command {
     /// Claims and finalizing with receipts, beside batched pgbench
     Ledger(ledger::Options),
     /// Whether memory grows with the keys that pass; needs no server
-    Memory(memory::Options),
+    Growth(growth::Options),
     /// Until the first copy is destroyed; the binary's size; the idle process
     Startup(startup::Options),
     /// Every row flagged at once, behind a breaker, with several processes running
@@ -61,6 +71,16 @@ enum Command {
     Waiting(waiting::Options),
     /// Finalizing with chained receipts beside finalizing without, and sealing
     Receipts(receipts::Options),
+    /// The pipeline from memory, beside a loop of one thread; needs no server
+    Cost(cost::Options),
+    /// The sinks of S3 and Elasticsearch, beside tight loops of requests that were made beforehand
+    Sinks(sinks::Options),
+    /// From flags to rows that are gone, beside the proof of concept; needs all servers but Connect, and a Python
+    Poc(poc::Options),
+    /// Destructive requests for a backlog, and for the same ten times over; needs all servers but Connect
+    Requests(requests::Options),
+    /// Processor time of a million deletions, and of an event among one million and ten; needs all servers but Connect
+    Deletions(deletions::Options),
 }
 
 #[tokio::main]
@@ -76,10 +96,15 @@ async fn main() -> anyhow::Result<()> {
         Command::Flips(options) => flips::run(options).await,
         Command::Latency(options) => latency::run(options).await,
         Command::Ledger(options) => ledger::run(options).await,
-        Command::Memory(options) => memory::run(options).await,
+        Command::Growth(options) => growth::run(options).await,
         Command::Startup(options) => startup::run(options).await,
         Command::Mistake(options) => mistake::run(options).await,
         Command::Waiting(options) => waiting::run(options).await,
         Command::Receipts(options) => receipts::run(options).await,
+        Command::Cost(options) => cost::run(options).await,
+        Command::Sinks(options) => sinks::run(options).await,
+        Command::Poc(options) => poc::run(options).await,
+        Command::Requests(options) => requests::run(options).await,
+        Command::Deletions(options) => deletions::run(options).await,
     }
 }

@@ -4,29 +4,55 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, ensure};
 use tokio::sync::Notify;
 use tombstream_model::{
-    Address, Candidate, Claimed, ClaimedTarget, DeadLetter, DeletionId, Ending, Fence, Ledger,
+    Address, Candidate, Claimed, ClaimedTarget, DeadLetter, DeletionId, Ending, Fence, Key, Ledger,
     LedgerError, Outcome, Presence, RelationId, Settled, Sink, SinkError, StoreId, Target, Verdict,
 };
 
 /// Claims everything and finalizes everything.
-#[derive(Debug, Default)]
 pub(crate) struct NullLedger {
+    copy: Box<dyn Fn(&Key) -> Address + Send + Sync>,
     next: AtomicI64,
 }
 
+impl Default for NullLedger {
+    fn default() -> Self {
+        Self::of(|key| Address::Object { bucket: "null".into(), key: key.to_string() })
+    }
+}
+
+impl NullLedger {
+    /// One whose deletions have their only copy at the address that `copy` tells.
+    pub(crate) fn of(copy: impl Fn(&Key) -> Address + Send + Sync + 'static) -> Self {
+        Self { copy: Box::new(copy), next: AtomicI64::default() }
+    }
+}
+
 /// A ledger, and how many it has finalized.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Counting<L> {
     ledger: L,
     finalized: AtomicU64,
+    owed: AtomicU64,
     news: Notify,
 }
 
 impl<L> Counting<L> {
     pub(crate) fn new(ledger: L) -> Self {
-        Self { ledger, finalized: AtomicU64::new(0), news: Notify::new() }
+        Self { ledger, finalized: AtomicU64::new(0), owed: AtomicU64::new(0), news: Notify::new() }
+    }
+
+    /// An error unless exactly so many are finalized, and nothing is owed.
+    pub(crate) fn expect(&self, count: u64) -> Result<()> {
+        let finalized = self.finalized.load(Ordering::Acquire);
+        let owed = self.owed.load(Ordering::Acquire);
+        ensure!(
+            finalized == count && owed == 0,
+            "{finalized} of {count} deletions were finalized, {owed} were owed"
+        );
+        Ok(())
     }
 
     /// Waits until so many deletions are finalized.
@@ -66,6 +92,7 @@ impl<L: Ledger> Ledger for Counting<L> {
     }
 
     async fn owe(&self, batch: &[Settled]) -> Result<(), LedgerError> {
+        self.owed.fetch_add(batch.len() as u64, Ordering::Release);
         self.ledger.owe(batch).await
     }
 
@@ -84,7 +111,7 @@ impl Ledger for NullLedger {
         let claimed = batch.iter().map(|candidate| {
             let id = DeletionId(self.next.fetch_add(1, Ordering::Relaxed));
             let fence = Fence { token: id.0, until };
-            let address = Address::Object { bucket: "null".into(), key: candidate.key.to_string() };
+            let address = (self.copy)(&candidate.key);
             let target = Target { deletion: id, store: StoreId(0), address, fence, lsn: None };
             Claimed {
                 id,

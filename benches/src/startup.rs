@@ -17,6 +17,7 @@ use tombstream_e2e::{Program, free_port};
 use crate::cpu::processor_seconds;
 use crate::envelope::envelope;
 use crate::figures::median;
+use crate::installation::binary;
 use crate::scene::Scene;
 use crate::server::{self, execute};
 use crate::slot::relation;
@@ -29,17 +30,19 @@ pub(crate) struct Options {
     /// How long it is looked at when nothing happens, in seconds
     #[arg(long, default_value_t = 60)]
     idle: u64,
+    /// Tombstream's binary [default: the one beside this]
+    #[arg(long)]
+    binary: Option<PathBuf>,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
-    let binary = std::env::var_os("TOMBSTREAM_BENCH_BINARY")
-        .context("TOMBSTREAM_BENCH_BINARY is not set to the binary that is measured")?;
+    let binary = binary(options.binary.as_ref())?;
     let scene = Scene::new(&relation()?, "uuid").await?;
     let folder = std::env::temp_dir().join(&scene.name);
-    let done = measure(&options, &scene, Path::new(&binary), &folder).await;
+    let done = measure(&options, &scene, &binary, &folder).await;
     std::fs::remove_dir_all(&folder)?;
     scene.remove().await?;
     done
@@ -67,7 +70,7 @@ async fn measure(options: &Options, scene: &Scene, binary: &Path, folder: &Path)
         producer.flush(Duration::from_secs(30))?;
         let port = free_port()?;
         let program = Program::at(
-            PathBuf::from(binary),
+            binary.to_owned(),
             folder.to_owned(),
             &config(port, &copies, &topic, &brokers),
             vec![("DATABASE_URL", scene.url())],

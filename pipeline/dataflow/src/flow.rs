@@ -11,7 +11,7 @@ use crate::health::Board;
 use crate::layers::Keeper;
 use crate::plan::{Config, StageConfig, Store};
 use crate::sink::{Due, Said};
-use crate::stage::{Lost, Stage};
+use crate::stage::{Coming, Lost, Stage};
 use crate::topic::Topics;
 use crate::{claim, decode, finalize, sink};
 
@@ -45,9 +45,11 @@ impl<L: Ledger> Flow<L> {
         self.ledger_stage("bury", config, decode::bury(self.parts(), config.clone()))
     }
 
-    pub(crate) fn claim(&self) -> Stage<Candidate, Arc<Claimed>> {
+    /// The claims. What is on its way through them is told to the stores' stages of the same worker.
+    pub(crate) fn claim(&self, coming: &Coming) -> Stage<Candidate, Arc<Claimed>> {
         let config = &self.config.claim;
-        self.ledger_stage("claim", config, claim::claim(self.parts(), config.clone()))
+        let stage = self.ledger_stage("claim", config, claim::claim(self.parts(), config.clone()));
+        Stage { tells: Some(coming.clone()), ..stage }
     }
 
     pub(crate) fn resume(&self) -> Stage<DeletionId, Arc<Claimed>> {
@@ -66,7 +68,12 @@ impl<L: Ledger> Flow<L> {
     }
 
     /// The stage of one store. What gets no answer is unknown, and so owed.
-    pub(crate) fn destroy(&self, store: &Store, keeper: &Arc<Keeper>) -> Stage<Due, Said> {
+    pub(crate) fn destroy(
+        &self,
+        store: &Store,
+        keeper: &Arc<Keeper>,
+        coming: &Coming,
+    ) -> Stage<Due, Said> {
         let mut config = store.config.stage.clone();
         config.items_max = config.items_max.min(store.sink.batch_max());
         Stage {
@@ -75,6 +82,8 @@ impl<L: Ledger> Flow<L> {
             call: sink::destroy(Arc::clone(keeper)),
             lost: Lost::Answer(sink::unanswered),
             runtime: self.runtime.clone(),
+            tells: None,
+            awaits: Some(coming.clone()),
         }
     }
 
@@ -92,6 +101,8 @@ impl<L: Ledger> Flow<L> {
             call,
             lost: Lost::Resend,
             runtime: self.runtime.clone(),
+            tells: None,
+            awaits: None,
         }
     }
 

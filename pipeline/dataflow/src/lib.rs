@@ -43,6 +43,7 @@ pub use plan::{Config, Pipeline, StageConfig, StartError, Store, StoreConfig, Ve
 pub use port::{ErasedSink, ErasedSource};
 pub use running::{RunError, Running, Stopped, Unfinished};
 pub use server::ServerClock;
+use stage::Coming;
 
 /// One worker's flow, top to bottom.
 pub(crate) fn assemble<L: Ledger>(
@@ -56,10 +57,11 @@ pub(crate) fn assemble<L: Ledger>(
 
     let candidates =
         dedupe::dedupe(candidates.concat(read.candidates), flow.config.dedupe_keys_max);
-    let claimed = flow.claim().over(candidates).concat(flow.resume().over(read.open));
+    let coming = Coming::default();
+    let claimed = flow.claim(&coming).over(candidates).concat(flow.resume().over(read.open));
 
     let said = flow.stores.iter().zip(&flow.keepers).map(|(store, keeper)| {
-        flow.destroy(store, keeper).over(sink::due(claimed.clone(), store.id))
+        flow.destroy(store, keeper, &coming).over(sink::due(claimed.clone(), store.id))
     });
     let said = scope.concatenate(said.collect::<Vec<_>>());
 

@@ -72,6 +72,8 @@ pub struct StageConfig {
     /// Longest wait of a batch that is not full, and only while another is in flight. A lone item
     /// goes at once.
     pub linger: Duration,
+    /// Longest wait of a batch that what is on its way would fill, whatever else is in flight. Zero waits for nothing.
+    pub gather: Duration,
     /// Most batches in flight, for each worker; for a store also the most requests at a time.
     pub in_flight_max: usize,
     /// Longest wait for the answer to one attempt.
@@ -188,6 +190,7 @@ impl StageConfig {
         Self {
             items_max: 500,
             linger: Duration::from_millis(5),
+            gather: Duration::ZERO,
             in_flight_max: 2,
             timeout: Duration::from_secs(30),
             deadline: Duration::MAX,
@@ -196,13 +199,15 @@ impl StageConfig {
         }
     }
 
-    /// For a stage that asks a store: 1,000 is the most S3 takes in one request; four in flight hide
-    /// its latency; an attempt of 10 s has met a dead server; and 30 s for all of them leave half of
-    /// a lease of 60 s for what comes after.
+    /// For a stage that asks a store: 1,000 is the most S3 takes in one request, and two claims fill it; these
+    /// take some 50 ms on a busy server, so 250 ms gather them, and nobody waits for a backlog by the
+    /// millisecond; four in flight hide its latency; an attempt of 10 s has met a dead server; and 30 s for all of
+    /// them leave half of a lease of 60 s for what comes after.
     pub fn store() -> Self {
         Self {
             items_max: 1_000,
             linger: Duration::from_millis(5),
+            gather: Duration::from_millis(250),
             in_flight_max: 4,
             timeout: Duration::from_secs(10),
             deadline: Duration::from_secs(30),

@@ -2,6 +2,7 @@
 //!
 //! What is asked, of whom and how often is the business of the stage's [`Call`].
 
+use std::cell::Cell;
 use std::cmp::min;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -38,7 +39,16 @@ pub(crate) struct Stage<I, O> {
     pub(crate) lost: Lost<I, O>,
     /// Where its tasks run.
     pub(crate) runtime: Runtime,
+    /// Who is told what is on its way through this stage.
+    pub(crate) tells: Option<Coming>,
+    /// What is on its way to this one.
+    pub(crate) awaits: Option<Coming>,
 }
+
+/// How many items are on their way to the stages that follow, on one worker: what waits in the stage before them and
+/// what is in its requests. Some of them may never arrive.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Coming(Rc<Cell<usize>>);
 
 /// A request that is out.
 struct Sent<I> {
@@ -61,7 +71,7 @@ where
         self,
         input: StreamVec<'scope, Epoch, I>,
     ) -> StreamVec<'scope, Epoch, O> {
-        let Self { name, config, call, lost, runtime } = self;
+        let Self { name, config, call, lost, runtime, tells, awaits } = self;
         let worker = input.scope().worker();
         input.unary::<CapacityContainerBuilder<Vec<O>>, _, _, _>(
             Pipeline,
@@ -70,8 +80,7 @@ where
                 let activator = worker.activator_for(Rc::clone(&info.address));
                 let bridge =
                     Bridge::new(runtime, call, worker.sync_activator_for(info.address.to_vec()));
-                let mut pending =
-                    Pending::new(config.items_max, config.linger, config.in_flight_max);
+                let mut pending = Pending::new(&config);
                 let mut in_flight: HashMap<u64, Sent<I>> = HashMap::new();
                 let mut again: VecDeque<(Instant, u64)> = VecDeque::new();
                 let mut next_ticket = 0_u64;
@@ -127,17 +136,22 @@ where
                         let sent = in_flight.get(&ticket).expect("held until its answer is in");
                         bridge.send(ticket, Arc::clone(&sent.items));
                     }
-                    while let Some((held, items)) = pending.next_batch(now, slots) {
+                    let coming = awaits.as_ref().map_or(0, |coming| coming.0.get());
+                    while let Some((held, items)) = pending.next_batch(now, slots, coming) {
                         let items: Arc<[I]> = items.into();
                         next_ticket += 1;
                         bridge.send(next_ticket, Arc::clone(&items));
                         in_flight.insert(next_ticket, Sent { items, held, at: now, trails: false });
                         slots += 1;
                     }
+                    if let Some(tells) = &tells {
+                        let out: usize = in_flight.values().map(|sent| sent.items.len()).sum();
+                        tells.0.set(pending.items.len() + out);
+                    }
 
                     // An answer wakes this operator by itself; only time needs an alarm, and one is
                     // enough.
-                    let linger = pending.wakes_at(slots);
+                    let linger = pending.wakes_at(slots, coming);
                     let again = again.front().map(|(at, _)| *at);
                     if let Some(at) = linger.into_iter().chain(again).min()
                         && wakes_at.is_none_or(|earlier| at < earlier)
@@ -160,6 +174,7 @@ struct Pending<H, I> {
     items: VecDeque<(Rc<H>, Instant, I)>,
     items_max: usize,
     linger: Duration,
+    gather: Duration,
     in_flight_max: usize,
 }
 
@@ -175,8 +190,9 @@ impl Held for Capability<Epoch> {
 }
 
 impl<H: Held, I> Pending<H, I> {
-    fn new(items_max: usize, linger: Duration, in_flight_max: usize) -> Self {
-        Self { items: VecDeque::new(), items_max, linger, in_flight_max }
+    fn new(config: &StageConfig) -> Self {
+        let StageConfig { items_max, linger, gather, in_flight_max, .. } = *config;
+        Self { items: VecDeque::new(), items_max, linger, gather, in_flight_max }
     }
 
     fn extend(&mut self, held: &Rc<H>, now: Instant, items: impl Iterator<Item = I>) {
@@ -184,17 +200,25 @@ impl<H: Held, I> Pending<H, I> {
     }
 
     /// The next batch that may go, while `in_flight` are out: a full one; any, if nothing is out;
-    /// one that is not full if its oldest item has waited long enough.
+    /// one that is not full if its oldest item has waited long enough. One that what is `coming` would fill waits
+    /// for that, but not for ever: a backlog goes in few large requests, and a lone item at once.
     ///
     /// Invariant (S7): a batch holds the least epoch of all its items, since an item that waited
     /// longest need not be of the oldest epoch;
     /// `tests::a_batch_holds_its_least_epoch_not_its_first`.
-    fn next_batch(&mut self, now: Instant, in_flight: usize) -> Option<(Rc<H>, Vec<I>)> {
+    fn next_batch(
+        &mut self,
+        now: Instant,
+        in_flight: usize,
+        coming: usize,
+    ) -> Option<(Rc<H>, Vec<I>)> {
         let (_, since, _) = self.items.front()?;
-        let waited = now.saturating_duration_since(*since) >= self.linger;
+        let waited = now.saturating_duration_since(*since);
         let full = self.items.len() >= self.items_max;
-        let may = in_flight == 0 || (in_flight < self.in_flight_max && (full || waited));
-        if !may {
+        let gathers = !full && self.is_filled_by(coming) && waited < self.gather;
+        let has_room = in_flight < self.in_flight_max;
+        let may = in_flight == 0 || (has_room && (full || waited >= self.linger));
+        if !may || gathers {
             return None;
         }
         let count = min(self.items.len(), self.items_max);
@@ -209,12 +233,20 @@ impl<H: Held, I> Pending<H, I> {
         least.map(|held| (held, batch))
     }
 
-    /// When a batch that is not full may go, if no answer comes before.
-    fn wakes_at(&self, in_flight: usize) -> Option<Instant> {
+    fn is_filled_by(&self, coming: usize) -> bool {
+        self.items.len() + coming >= self.items_max
+    }
+
+    /// When a batch that is not full may go, if nothing comes before.
+    fn wakes_at(&self, in_flight: usize, coming: usize) -> Option<Instant> {
         if in_flight >= self.in_flight_max {
             return None;
         }
-        self.items.front().and_then(|(_, since, _)| since.checked_add(self.linger))
+        let wait = match self.is_filled_by(coming) {
+            true => self.linger.max(self.gather),
+            false => self.linger,
+        };
+        self.items.front().and_then(|(_, since, _)| since.checked_add(wait))
     }
 }
 
@@ -245,24 +277,55 @@ mod tests {
         }
     }
 
+    fn limits(items_max: usize, linger: Duration, in_flight_max: usize) -> StageConfig {
+        StageConfig { items_max, linger, in_flight_max, ..StageConfig::store() }
+    }
+
     #[test]
     fn a_lone_item_goes_at_once_and_others_linger_only_while_it_is_out() {
         let start = Instant::now();
         let linger = Duration::from_millis(5);
-        let mut pending = Pending::<Epoch, u32>::new(3, linger, 2);
+        let mut pending = Pending::<Epoch, u32>::new(&limits(3, linger, 2));
         let held = Rc::new(0);
         pending.extend(&held, start, [1].into_iter());
-        assert_eq!(pending.next_batch(start, 0).unwrap().1, [1]);
+        assert_eq!(pending.next_batch(start, 0, 0).unwrap().1, [1]);
         pending.extend(&held, start, [2, 3].into_iter());
-        assert!(pending.next_batch(start, 1).is_none());
-        assert_eq!(pending.wakes_at(1), Some(start + linger));
-        assert_eq!(pending.next_batch(start + linger, 1).unwrap().1, [2, 3]);
+        assert!(pending.next_batch(start, 1, 0).is_none());
+        assert_eq!(pending.wakes_at(1, 0), Some(start + linger));
+        assert_eq!(pending.next_batch(start + linger, 1, 0).unwrap().1, [2, 3]);
         pending.extend(&held, start, [4, 5, 6, 7].into_iter());
-        assert_eq!(pending.next_batch(start, 1).unwrap().1, [4, 5, 6], "a full one does not wait");
-        assert!(pending.next_batch(start + linger, 2).is_none(), "no more than may be out");
-        assert_eq!(pending.wakes_at(2), None, "an answer wakes it, and no alarm");
-        assert_eq!(pending.next_batch(start, 0).unwrap().1, [7], "an answer lets the rest go");
-        assert_eq!(pending.wakes_at(0), None);
+        assert_eq!(
+            pending.next_batch(start, 1, 0).unwrap().1,
+            [4, 5, 6],
+            "a full one does not wait"
+        );
+        assert!(pending.next_batch(start + linger, 2, 0).is_none(), "no more than may be out");
+        assert_eq!(pending.wakes_at(2, 0), None, "an answer wakes it, and no alarm");
+        assert_eq!(pending.next_batch(start, 0, 0).unwrap().1, [7], "an answer lets the rest go");
+        assert_eq!(pending.wakes_at(0, 0), None);
+    }
+
+    #[test]
+    fn a_batch_waits_for_what_fills_it_and_not_for_ever() {
+        let start = Instant::now();
+        let gather = Duration::from_millis(250);
+        let config = StageConfig { gather, ..limits(10, Duration::from_millis(5), 2) };
+        let mut pending = Pending::<Epoch, u32>::new(&config);
+        let held = Rc::new(0);
+        pending.extend(&held, start, 0..4);
+        assert!(pending.next_batch(start, 0, 6).is_none(), "six are coming, which fill it");
+        assert_eq!(pending.wakes_at(0, 6), Some(start + gather));
+        pending.extend(&held, start, 4..12);
+        assert_eq!(pending.next_batch(start, 0, 3).unwrap().1.len(), 10, "a full one goes");
+        assert_eq!(pending.next_batch(start, 0, 7).unwrap().1, [10, 11], "seven do not fill it");
+        pending.extend(&held, start, 12..13);
+        assert!(pending.next_batch(start, 1, 500).is_none());
+        let waited = start + gather;
+        assert_eq!(
+            pending.next_batch(waited, 1, 500).unwrap().1,
+            [12],
+            "it has waited long enough"
+        );
     }
 
     proptest! {
@@ -272,7 +335,7 @@ mod tests {
             items_max in 1_usize..10,
         ) {
             let now = Instant::now();
-            let mut pending = Pending::new(items_max, Duration::ZERO, 1);
+            let mut pending = Pending::new(&limits(items_max, Duration::ZERO, 1));
             let mut given = Vec::new();
             for (epoch, count) in arrivals {
                 let held = Rc::new(epoch);
@@ -280,7 +343,7 @@ mod tests {
                 given.extend(std::iter::repeat_n(epoch, count));
             }
             let mut taken = Vec::new();
-            while let Some((held, batch)) = pending.next_batch(now, 0) {
+            while let Some((held, batch)) = pending.next_batch(now, 0, 0) {
                 prop_assert!(batch.len() <= items_max);
                 prop_assert_eq!(Some(&*held), batch.iter().min());
                 taken.extend(batch);
@@ -330,6 +393,8 @@ mod tests {
                     call: Arc::clone(&call),
                     lost: lost(),
                     runtime: runtime.clone(),
+                    tells: None,
+                    awaits: None,
                 };
                 let (before, behind) = worker.dataflow::<Epoch, _, _>(|scope| {
                     let read = source(scope, feed);

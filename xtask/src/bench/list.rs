@@ -36,6 +36,8 @@ pub(super) struct Bench {
     /// Whether it starts the product's own binary.
     #[serde(default)]
     pub(super) binary: bool,
+    /// The packages of its Python side, as pip's file of them, from the root.
+    pub(super) python: Option<String>,
     /// Ledger, `verify`, disk: what a figure means nothing without.
     pub(super) note: String,
     #[serde(rename = "figure")]
@@ -201,6 +203,7 @@ mod tests {
             servers: vec![Service::Kafka],
             in_memory: false,
             binary: false,
+            python: None,
             note: String::new(),
             figures: Vec::new(),
         };

@@ -6,6 +6,7 @@
 
 mod list;
 mod machine;
+mod python;
 mod report;
 
 use crate::services::{Service, Session, State};
@@ -167,12 +168,13 @@ fn measure(options: &Options, bench: &Bench, programs: &Path) -> Result<Outcome>
     eprintln!("bench {}: {command}", bench.name);
     let before = Ticks::now()?;
     let mut program = Command::new(programs.join("tombstream-bench"));
-    program
-        .args(&arguments)
-        .current_dir(shell::root())
-        .envs(state.environment())
-        .env("TOMBSTREAM_BENCH_BINARY", programs.join("tombstream"))
-        .env("TOMBSTREAM_BENCH_DISK", if bench.in_memory { "memory" } else { "disk" });
+    program.args(&arguments).current_dir(shell::root()).envs(state.environment());
+    if let Some(data) = state.data.get(&Service::S3) {
+        program.env("S3_DATA_DIR", data);
+    }
+    if let Some(requirements) = &bench.python {
+        program.env("TOMBSTREAM_BENCH_PYTHON", python::with(requirements)?);
+    }
     let line = line(&mut program)?;
     let (_, stolen) = Ticks::now()?.since(before);
     drop(session);

@@ -338,3 +338,25 @@ async fn what_hangs_is_owed_as_soon_as_its_store_is_down() {
     assert_eq!(rig.ledger.owed().len(), 20);
     running.stop(Duration::from_secs(10)).await.unwrap();
 }
+
+/// Two claims fill a request of the store: a backlog is not sent claim by claim.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_goes_in_full_requests() {
+    let mut rig = Rig::new(1, 1);
+    rig.config.workers = 1;
+    rig.config.claim.items_max = 50;
+    rig.config.claim.in_flight_max = 1;
+    rig.config.epoch_items_max = 1_000;
+    rig.store.stage.items_max = 100;
+    // It waits for the claims, whatever the machine does meanwhile; the tail waits for nothing.
+    rig.store.stage.gather = Duration::from_secs(10);
+    rig.ledger.set_delay(Duration::from_millis(10));
+    rig.flag(0..1_000);
+    rig.sources[0].candidates((0..1_000).map(|at| event(at, at as u64)));
+    let running = rig.start();
+    rig.committed().await;
+    assert_eq!(rig.ledger.count(State::Finalized), 1_000);
+    let asked: Vec<usize> = rig.sinks[0].requests().iter().map(Vec::len).collect();
+    assert!(asked.len() <= 11, "a thousand in requests of at most a hundred: {asked:?}");
+    running.stop(Duration::from_secs(10)).await.unwrap();
+}

@@ -84,6 +84,7 @@ impl Rig {
         let ledger = StageConfig {
             items_max: 50,
             linger: Duration::from_millis(2),
+            gather: Duration::ZERO,
             in_flight_max: 2,
             timeout: Duration::from_secs(5),
             deadline: Duration::MAX,
@@ -110,6 +111,7 @@ impl Rig {
             stage: StageConfig {
                 timeout: Duration::from_millis(200),
                 deadline: Duration::from_secs(2),
+                gather: Duration::from_millis(20),
                 ..ledger
             },
             unavailable_after: Duration::from_millis(500),

@@ -58,6 +58,7 @@ struct Memory {
     panics: HashMap<&'static str, usize>,
     receipts: Vec<Settled>,
     candidates: usize,
+    delay: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -187,6 +188,11 @@ impl MemoryLedger {
         self.memory().panics.insert(call, times);
     }
 
+    /// Every call takes so long.
+    pub fn set_delay(&self, delay: Duration) {
+        self.memory().delay = delay;
+    }
+
     /// Every call fails: the database is not there.
     pub fn go_away(&self) {
         self.trouble.send_replace(Some(Trouble::Away));
@@ -208,7 +214,7 @@ impl MemoryLedger {
     }
 
     async fn enter(&self, call: &'static str) -> Result<MutexGuard<'_, Memory>, LedgerError> {
-        {
+        let delay = {
             let mut memory = self.memory();
             *memory.calls.entry(call).or_default() += 1;
             if let Some(times) = memory.panics.get_mut(call).filter(|times| **times > 0) {
@@ -216,6 +222,10 @@ impl MemoryLedger {
                 drop(memory);
                 panic!("{call} panics, as it was told to");
             }
+            memory.delay
+        };
+        if delay > Duration::ZERO {
+            tokio::time::sleep(delay).await;
         }
         let mut trouble = self.trouble.subscribe();
         let now = trouble.wait_for(|now| *now != Some(Trouble::Hanging)).await.map(|now| *now);
