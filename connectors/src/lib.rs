@@ -20,6 +20,7 @@ pub mod positions;
 pub mod postgres;
 #[cfg(feature = "postgres-table")]
 pub mod postgres_table;
+mod replay;
 #[cfg(feature = "s3")]
 pub mod s3;
 mod secret;
@@ -28,4 +29,5 @@ pub mod tantivy;
 #[cfg(feature = "webhook")]
 pub mod webhook;
 
+pub use replay::{Replay, ReplayConfig, ReplayProgress};
 pub use secret::Secret;

@@ -39,6 +39,7 @@ mod pool;
 mod positions;
 mod rehydrate;
 mod removed;
+mod replay;
 mod replication;
 mod resume;
 mod roles;
@@ -71,6 +72,7 @@ pub use plan::{Planned, PlannedAges, PlannedBreaker, PlannedRows, PlannedStore, 
 pub use pool::{connect, for_a_pooler};
 pub use positions::PgPositions;
 pub use rehydrate::{RehydrateError, publish_rehydrations};
+pub use replay::{Bygone, ReplayLedger, Replayed};
 pub use replication::{
     Gap, GapReason, Makes, PostgresSource, PrimaryKeys, ReplicationConfig, ReplicationConfigError,
     Scope, check_capture, fix_capture, read_snapshot,

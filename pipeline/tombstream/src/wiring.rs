@@ -15,6 +15,7 @@ use tombstream_connectors::elasticsearch::{
 use tombstream_connectors::files::{self, FilesConfig, FilesSource};
 use tombstream_connectors::kafka::{self, KafkaConfig, KafkaPublisher, KafkaSource};
 use tombstream_connectors::object_store::{ObjectStoreConfig, ObjectStoreListing, ObjectStoreSink};
+use tombstream_connectors::positions::NoPositions;
 use tombstream_connectors::postgres::{
     self, Audit, AuditConfig, LedgerConfig, LedgerStore, Letters, PgLedger, PgPositions,
     PostgresSource, ReplicationConfig, Scope, Sweep, SweepBell, SweepConfig,
@@ -308,6 +309,29 @@ fn files_source(
     files_config(section)
         .and_then(|files| Ok(FilesSource::new(&files, positions, on_gap)?))
         .context("source.files")
+}
+
+/// Files that are read once, from their beginning. Credentials are those of `[source.files]`, if it is of the same
+/// bucket; else those of the environment.
+pub(crate) fn replayed_files(
+    config: &Config,
+    url: &str,
+    topic: Option<&str>,
+    on_gap: impl Fn(&files::Gap) + Send + Sync + 'static,
+) -> anyhow::Result<FilesSource<NoPositions>> {
+    let mut files = FilesConfig::new(url);
+    let bucket = |url: &str| url.splitn(4, '/').take(3).map(str::to_owned).collect::<Vec<_>>();
+    if let Some(section) = &config.source.files {
+        files.line_bytes_max = section.line_bytes_max;
+        files.topic = section.topic.clone();
+        if bucket(&section.path) == bucket(url) && !url.starts_with("file:") {
+            files.options = section.options.iter().map(option).collect::<anyhow::Result<_>>()?;
+        }
+    }
+    if let Some(topic) = topic {
+        files.topic = topic.to_owned();
+    }
+    Ok(FilesSource::new(&files, NoPositions, on_gap)?)
 }
 
 /// How far the files were read, as the ledger keeps it.
