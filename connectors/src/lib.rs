@@ -1,5 +1,7 @@
 //! One folder for each outside system, each behind its feature. Siblings never see each other.
 
+#[cfg(any(feature = "files", feature = "postgres"))]
+pub mod archive;
 #[cfg(any(feature = "files", feature = "object-store"))]
 mod bucket;
 #[cfg(feature = "elasticsearch")]

@@ -35,7 +35,12 @@ pub(super) struct Place {
     only: Option<Path>,
     /// The local folder. The crate lists one that is gone as empty.
     folder: Option<PathBuf>,
+    /// Which files are meant, by their names.
+    packing: PackingOf,
 }
+
+/// The packing of a file of this name; none: it is none of ours.
+pub(super) type PackingOf = fn(&str) -> Option<Packing>;
 
 /// A file as it was listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,27 +93,37 @@ fn version(meta: &ObjectMeta) -> String {
 }
 
 impl Place {
-    /// Opens the store. Sends nothing.
+    /// Opens the store, for files of JSON Lines. Sends nothing.
     pub(super) fn open(config: &FilesConfig) -> Result<Self, FilesConfigError> {
+        Self::open_of(config, Packing::of)
+    }
+
+    /// Opens the store, for files that `packing` knows. Sends nothing.
+    pub(super) fn open_of(
+        config: &FilesConfig,
+        packing: PackingOf,
+    ) -> Result<Self, FilesConfigError> {
         let wrong = || FilesConfigError::Path(config.path.clone());
         let Address { kind, bucket, path } = Address::read(&config.path).ok_or_else(wrong)?;
         let client =
             ClientOptions::new().with_connect_timeout(CONNECT_WAIT).with_timeout(REQUEST_WAIT);
         if kind == Kind::Folder {
-            let (folder, only) = local(&config.path, path)?;
+            let (folder, only) = local(&config.path, path, packing)?;
             let base = format!("file://{}", folder.display());
             let store = kind.open(&base, &config.options, client)?;
             let base = format!("{base}/");
-            return Ok(Self { store, base, under: None, only, folder: Some(folder) });
+            return Ok(Self { store, base, under: None, only, folder: Some(folder), packing });
         }
         let store = kind.open(bucket, &config.options, client)?;
-        Self::within(store, bucket, path).ok_or_else(wrong)
+        let within = Self::within(store, bucket, path).ok_or_else(wrong)?;
+        Ok(Self { packing, ..within })
     }
 
     /// A part of a bucket that is open. None: the path is none that the crate carries as it is.
     pub(super) fn within(store: Arc<dyn ObjectStore>, url: &str, path: &str) -> Option<Self> {
         let under = prefix(path)?;
-        Some(Self { store, base: format!("{url}/"), under, only: None, folder: None })
+        let (base, packing) = (format!("{url}/"), Packing::of as PackingOf);
+        Some(Self { store, base, under, only: None, folder: None, packing })
     }
 
     /// What the names of all files here begin with.
@@ -126,7 +141,7 @@ impl Place {
 
     fn entry(&self, meta: ObjectMeta) -> Option<Entry> {
         let location = meta.location.as_ref();
-        let packing = Packing::of(location.rsplit('/').next().unwrap_or_default())?;
+        let packing = (self.packing)(location.rsplit('/').next().unwrap_or_default())?;
         let name = format!("{}{location}", self.base).into();
         let version = version(&meta);
         Some(Entry { name, packing, size: meta.size, version, location: meta.location })
@@ -147,7 +162,7 @@ impl Place {
             }
         }
         // An object whose whole name was given is no prefix of itself.
-        let named = self.under.as_ref().filter(|path| Packing::of(path.as_ref()).is_some());
+        let named = self.under.as_ref().filter(|path| (self.packing)(path.as_ref()).is_some());
         if let Some(one) = self.only.as_ref().or(named) {
             match self.within_time(self.store.head(one)).await? {
                 Ok(meta) => return Ok(self.entry(meta).into_iter().collect()),
@@ -227,7 +242,11 @@ fn prefix(path: &str) -> Option<Option<Path>> {
 }
 
 /// The folder of a local path, and the file in it, if it is one.
-fn local(path: &str, rest: &str) -> Result<(PathBuf, Option<Path>), FilesConfigError> {
+fn local(
+    path: &str,
+    rest: &str,
+    packing: PackingOf,
+) -> Result<(PathBuf, Option<Path>), FilesConfigError> {
     let whole = PathBuf::from(rest.trim_end_matches('/'));
     let there = std::fs::metadata(&whole)
         .map_err(|source| FilesConfigError::Missing { path: path.to_owned(), source })?;
@@ -235,7 +254,7 @@ fn local(path: &str, rest: &str) -> Result<(PathBuf, Option<Path>), FilesConfigE
         return Ok((whole, None));
     }
     let name = whole.file_name().and_then(|name| name.to_str());
-    let only = name.filter(|name| Packing::of(name).is_some());
+    let only = name.filter(|name| packing(name).is_some());
     match (whole.parent(), only.and_then(|name| Path::parse(name).ok())) {
         (Some(folder), Some(only)) => Ok((folder.to_owned(), Some(only))),
         _ => Err(FilesConfigError::Name(path.to_owned())),
