@@ -197,6 +197,30 @@ impl Place {
         }
     }
 
+    /// Writes a file below the place, whole. It is durable when this returns: a bucket's answer says so, and a folder is
+    /// told to be.
+    #[cfg(feature = "parquet")]
+    pub(super) async fn write(&self, name: &str, bytes: Bytes) -> Result<(), Fault> {
+        let what = || format!("{}{name} can't be written", self.base);
+        let whole = match &self.under {
+            Some(under) => format!("{under}/{name}"),
+            None => name.to_owned(),
+        };
+        let path = Path::parse(&whole).map_err(|error| Fault::new(what(), error))?;
+        let put = self.within_time(self.store.put(&path, bytes.into())).await?;
+        put.map_err(|error| Fault::new(what(), error))?;
+        let Some(folder) = self.folder.clone() else { return Ok(()) };
+        let file = folder.join(path.as_ref());
+        let kept = tokio::task::spawn_blocking(move || {
+            std::fs::File::open(&file)?.sync_all()?;
+            // The names are durable with their folders.
+            let within = file.ancestors().skip(1).take_while(|it| it.starts_with(&folder));
+            within.map(std::fs::File::open).try_for_each(|opened| opened?.sync_all())
+        });
+        let kept = kept.await.map_err(|error| Fault::new(what(), error))?;
+        kept.map_err(|error| Fault::new(what(), error))
+    }
+
     async fn within_time<T>(&self, asked: impl Future<Output = T>) -> Result<T, Fault> {
         tokio::time::timeout(REQUEST_WAIT, asked).await.map_err(|elapsed| {
             Fault::new(format!("{} does not answer within {REQUEST_WAIT:?}", self.shown()), elapsed)

@@ -12,6 +12,7 @@
 
 mod absent;
 mod again;
+mod archive;
 mod arrival;
 mod audit;
 mod backfill;
@@ -54,6 +55,7 @@ mod tidy;
 mod version;
 mod zombies;
 
+pub use archive::{ArchivePage, ArchiveQueue, Unarchived};
 pub use audit::{Audit, AuditConfig, AuditError, AuditRound, AuditSpan, AuditTally};
 pub use backfill::{Backfill, BackfillConfig, BackfillSpec, Progress, job_owner};
 pub use check::{Finding, Severity, check, check_ledger, guards, references};

@@ -72,9 +72,11 @@ pub enum Count {
     Undecodable,
     /// Of a replay: files that went away before all of them was read.
     Unread,
+    /// Of a replay: events of relations that are not configured.
+    OtherRelation,
 }
 
-const COUNTS: [(Count, &str); 26] = [
+const COUNTS: [(Count, &str); 27] = [
     (Count::Matched, "matched"),
     (Count::Claimed, "claimed"),
     (Count::TakenOver, "taken_over"),
@@ -101,6 +103,7 @@ const COUNTS: [(Count, &str); 26] = [
     (Count::Truncates, "truncates"),
     (Count::Undecodable, "undecodable"),
     (Count::Unread, "unread"),
+    (Count::OtherRelation, "other_relation"),
 ];
 
 /// The counts of one process's run of a job.

@@ -1,8 +1,13 @@
 //! Files of an archive: how one is written, and how its folders are named.
 
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
 use chrono::NaiveDate;
 use tombstream_model::Relation;
 
+use super::super::config::{FilesConfig, FilesConfigError};
+use super::super::place::{Fault, Place};
 use super::table::{Cell, ColumnKind, TableError, TableWriter};
 use crate::archive::{ArchivedEvent, kind};
 
@@ -52,6 +57,51 @@ pub fn archive_file(events: &[ArchivedEvent]) -> Result<Vec<u8>, TableError> {
         ])?;
     }
     table.close()
+}
+
+/// Why events are not in the archive yet.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// The place does not take them.
+    #[error("the archive can't be written")]
+    Place(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// They make no table.
+    #[error(transparent)]
+    Table(#[from] TableError),
+}
+
+impl From<Fault> for ArchiveError {
+    fn from(fault: Fault) -> Self {
+        Self::Place(Box::new(fault))
+    }
+}
+
+/// Where the archive's files are written.
+#[derive(Debug)]
+pub struct ArchiveStore(Place);
+
+impl ArchiveStore {
+    /// Opens the place. Sends nothing.
+    pub fn open(config: &FilesConfig) -> Result<Self, FilesConfigError> {
+        Place::open(config).map(Self)
+    }
+
+    /// Writes these events, a file for each part that they belong to. All of them are durable when it returns how
+    /// many files that were; after an error some may be.
+    pub async fn put(&self, events: &[ArchivedEvent]) -> Result<usize, ArchiveError> {
+        let mut parts: BTreeMap<ArchiveDay, Vec<ArchivedEvent>> = BTreeMap::new();
+        for event in events {
+            parts.entry(ArchiveDay::of(event)).or_default().push(event.clone());
+        }
+        let count = parts.len();
+        for (part, events) in parts {
+            let first = events.first().map_or(0, |event| event.at.timestamp_micros());
+            let nonce = format!("{first}-{}", uuid::Uuid::new_v4().simple());
+            let bytes = Bytes::from(archive_file(&events)?);
+            self.0.write(&part.file(&nonce), bytes).await?;
+        }
+        Ok(count)
+    }
 }
 
 /// Whether a file of this name may hold what lies within these days, and is of one of `relations`. A name that tells

@@ -12,6 +12,6 @@ mod layout;
 mod source;
 mod table;
 
-pub use archive::{ArchiveDay, archive_file};
+pub use archive::{ArchiveDay, ArchiveError, ArchiveStore, archive_file};
 pub use source::{ParquetConfig, ParquetSource};
 pub use table::{Cell, ColumnKind, TableError, TableWriter};

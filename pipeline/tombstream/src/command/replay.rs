@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use chrono::{DateTime, Utc};
-use tombstream_connectors::files::Gap;
+use tombstream_connectors::files::{FilesConfig, FilesSource, Gap};
 use tombstream_connectors::kafka::{KafkaReplay, KafkaSpan, OffsetSpan};
+use tombstream_connectors::positions::NoPositions;
 use tombstream_connectors::postgres::{Count, ReplayLedger, Replayed, Tally};
 use tombstream_connectors::{Replay, ReplayConfig, ReplayProgress};
 use tombstream_dataflow::{ErasedSource, Pipeline};
@@ -36,6 +37,12 @@ pub(super) struct Args {
     /// s3://bucket/prefix.
     #[arg(long, group = "history", value_name = "URL")]
     files: Option<String>,
+    /// Parquet files in a folder or a bucket: messages (a column `value`, perhaps `key` and `topic`), or an archive.
+    #[arg(long, group = "history", value_name = "URL")]
+    parquet: Option<String>,
+    /// The place of [archive].
+    #[arg(long, group = "history")]
+    archive: bool,
     /// The topics of [source.kafka], without its group.
     #[arg(long, group = "history")]
     kafka: bool,
@@ -43,17 +50,17 @@ pub(super) struct Args {
     /// repeated.
     #[arg(long, group = "history", value_name = "TOPIC:PARTITION:FIRST-LAST")]
     offsets: Vec<OffsetSpan>,
-    /// Of Kafka: only this topic; may be repeated. Of files: the topic of lines that name none.
+    /// Of Kafka: only this topic; may be repeated. Of files: the topic of what names none.
     #[arg(long, value_name = "TOPIC")]
     topic: Vec<String>,
     /// Of Kafka: only this partition; may be repeated.
     #[arg(long, value_name = "NUMBER", requires = "kafka")]
     partition: Vec<i32>,
-    /// Of Kafka: what was written at this time or later, such as 2025-01-31T00:00:00Z.
-    #[arg(long, value_name = "TIME", value_parser = time, requires = "kafka")]
+    /// Of Kafka and archives: what was written at this time or later, such as 2025-01-31T00:00:00Z.
+    #[arg(long, value_name = "TIME", value_parser = time, conflicts_with_all = ["files", "offsets"])]
     from: Option<DateTime<Utc>>,
-    /// Of Kafka: what was written before this time. By default up to the end that there is now.
-    #[arg(long, value_name = "TIME", value_parser = time, requires = "kafka")]
+    /// Of Kafka and archives: what was written before this time. By default up to the end that there is now.
+    #[arg(long, value_name = "TIME", value_parser = time, conflicts_with_all = ["files", "offsets"])]
     to: Option<DateTime<Utc>>,
     /// Say what would be destroyed, what is done already, and what lives. Nothing is written, and no store is asked.
     #[arg(long)]
@@ -84,6 +91,7 @@ const WORDS: Words = Words {
         ("gone", "without a row, and the ledger knows of no deletion"),
         ("underway", "claimed already, by another process"),
         ("removals", "events tell of a removed row"),
+        ("other_relation", "of relations that are not configured here"),
         ("truncates", "events tell of a truncated relation: nothing follows from them"),
     ],
     remains: &[
@@ -167,16 +175,31 @@ impl History {
 }
 
 async fn history(config: &Config, args: &Args, tally: &Arc<Tally>) -> anyhow::Result<History> {
+    let topic = args.topic.first().map(String::as_str);
     if let Some(url) = &args.files {
         let tally = Arc::clone(tally);
         let on_gap = move |gap: &Gap| {
             tally.add(Count::Unread, 1);
             error!(file = gap.file, next = gap.next, "a file is gone that was not read to its end");
         };
-        let topic = args.topic.first().map(String::as_str);
-        let source = wiring::replayed_files(config, url, topic, on_gap)
-            .with_context(|| format!("--files {url}"))?;
-        return Ok(History::of(source, args, None));
+        let place = wiring::replayed_place(config, url, topic)?;
+        let source = FilesSource::new(&place, NoPositions, on_gap);
+        return Ok(History::of(source.with_context(|| format!("--files {url}"))?, args, None));
+    }
+    if let Some(url) = &args.parquet {
+        let place = wiring::replayed_place(config, url, topic)?;
+        return parquet(config, args, tally, place)
+            .await
+            .with_context(|| format!("--parquet {url}"));
+    }
+    if args.archive {
+        let Some(section) = &config.archive else {
+            bail!(
+                "there is no [archive] in the configuration: name another one's place with --parquet"
+            )
+        };
+        let place = wiring::archive_place(section)?;
+        return parquet(config, args, tally, place).await.context("archive");
     }
     let Some(section) = &config.source.kafka else {
         bail!(
@@ -198,4 +221,31 @@ async fn history(config: &Config, args: &Args, tally: &Arc<Tally>) -> anyhow::Re
     let source = KafkaReplay::open(&wiring::kafka_config(section), span).await?;
     let total = source.total();
     Ok(History::of(source, args, Some(total)))
+}
+
+#[cfg(feature = "parquet")]
+async fn parquet(
+    config: &Config,
+    args: &Args,
+    tally: &Arc<Tally>,
+    files: FilesConfig,
+) -> anyhow::Result<History> {
+    use tombstream_connectors::files::parquet::{ParquetConfig, ParquetSource};
+    let tally = Arc::clone(tally);
+    let on_other = move |rows| tally.add(Count::OtherRelation, rows);
+    let place = ParquetConfig { files, from: args.from, to: args.to };
+    let source = ParquetSource::open(place, Arc::clone(&config.relations), on_other).await?;
+    Ok(History::of(source, args, None))
+}
+
+#[cfg(not(feature = "parquet"))]
+async fn parquet(
+    _config: &Config,
+    _args: &Args,
+    _tally: &Arc<Tally>,
+    _files: FilesConfig,
+) -> anyhow::Result<History> {
+    bail!(
+        "this build of tombstream reads no Parquet: build it with the feature parquet, a default one"
+    )
 }
