@@ -36,6 +36,11 @@ impl ReplayProgress {
         self.looked_at.load(Ordering::Relaxed)
     }
 
+    /// How much is to be done beside the pipeline still.
+    pub fn behind(&self) -> u64 {
+        self.behind.load(Ordering::Acquire)
+    }
+
     /// Says that so much is to be done beside the pipeline before more is read.
     pub fn add_behind(&self, count: u64) {
         self.behind.fetch_add(count, Ordering::AcqRel);
@@ -109,7 +114,7 @@ impl<S: Source> Source for Replay<S> {
             return Err(SourceError::Fatal(reason.clone()));
         }
         sleep_until(self.not_before).await;
-        while self.progress.behind.load(Ordering::Acquire) > Self::BEHIND_MAX {
+        while self.progress.behind() > Self::BEHIND_MAX {
             sleep(LOOK).await;
         }
         match self.source.next().await {

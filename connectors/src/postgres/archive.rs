@@ -32,7 +32,7 @@ const TAKE: &str = "\
     where one and (owner = $1 or lease_until is null or lease_until < clock_timestamp()) returning 1";
 
 const WAITING: &str = "\
-    select (select count(*) from (select from tombstream.archive_event limit $1) some), \
+    select (select count(*) from (select from tombstream.archive_event limit $1) as counted), \
         (select extract(epoch from clock_timestamp() - a.at)::float8 from tombstream.archive_event a \
             order by a.id limit 1)";
 

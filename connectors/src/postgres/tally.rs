@@ -74,9 +74,17 @@ pub enum Count {
     Unread,
     /// Of a replay: events of relations that are not configured.
     OtherRelation,
+    /// Of a replay that asks the stores: places of copies that were looked at.
+    Looked,
+    /// Of those: copies that are there again.
+    Resurrected,
+    /// Of those: copies under keys that have a row again.
+    Reused,
+    /// Of those: places of which nothing could be told.
+    Unclear,
 }
 
-const COUNTS: [(Count, &str); 27] = [
+const COUNTS: [(Count, &str); 31] = [
     (Count::Matched, "matched"),
     (Count::Claimed, "claimed"),
     (Count::TakenOver, "taken_over"),
@@ -104,6 +112,10 @@ const COUNTS: [(Count, &str); 27] = [
     (Count::Undecodable, "undecodable"),
     (Count::Unread, "unread"),
     (Count::OtherRelation, "other_relation"),
+    (Count::Looked, "looked"),
+    (Count::Resurrected, "resurrected"),
+    (Count::Reused, "reused"),
+    (Count::Unclear, "unclear"),
 ];
 
 /// The counts of one process's run of a job.

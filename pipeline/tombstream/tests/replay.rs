@@ -197,6 +197,8 @@ async fn a_history_with_living_restored_and_new_rows_in_it_destroys_none_of_them
     assert!(place.has_copies((101..=400).chain([1])), "what lives or is held is there");
     assert_eq!(place.count("select count(*) from notes").await, 301);
     assert_eq!(place.count("select count(*) from tombstream.pause").await, 0);
+    let told = "select count(*) from tombstream.deletion where flip_lsn is not null";
+    assert_eq!(place.count(told).await, 0, "an old event's place is not that of this flag");
 
     // Once more: there is nothing left to do.
     let receipts = place.count(RECEIPTS).await;
@@ -238,8 +240,8 @@ async fn a_replay_that_is_killed_begins_anew_and_destroys_nothing_twice() {
         place.command(&["run"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     until_within(Duration::from_secs(60), "all go", async || place.count(RECEIPTS).await == ROWS)
         .await;
-    support::terminate(&run);
-    assert!(run.wait().unwrap().success());
+    run.kill().unwrap();
+    run.wait().unwrap();
     assert_eq!(place.count("select count(distinct key) from tombstream.receipt").await, ROWS);
     assert!((1..=ROWS).all(|id| !place.copy(id).exists()));
     place.end().await;
@@ -276,5 +278,153 @@ async fn a_replay_of_nothing_that_is_there_says_so() {
     assert_eq!(none.status.code(), Some(2));
     let none = place.run(&["replay", "--kafka"]);
     assert!(text(&none.stderr).contains("there is no [source.kafka]"), "{}", text(&none.stderr));
+    place.end().await;
+}
+
+/// What `[archive]` and a source of events add.
+const ARCHIVE: &str = r#"
+[archive]
+path = "file://FOLDER/archive"
+close_after = "1s"
+rows_max = 300
+[source.files]
+path = "file://FOLDER/events"
+"#;
+
+impl Place {
+    async fn archiving() -> Self {
+        let config = CONFIG.to_owned() + ARCHIVE;
+        let place = Self::made_of("id bigint primary key, gone timestamptz", &config, &[]).await;
+        let migrated = place.run(&["migrate"]);
+        assert!(migrated.status.success(), "{}", text(&migrated.stderr));
+        for folder in ["archive", "events"] {
+            std::fs::create_dir(place.folder.path().join(folder)).unwrap();
+        }
+        place
+    }
+
+    fn begin(&self) -> std::process::Child {
+        self.command(&["run"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+}
+
+const READ: &str = "select count(*) from tombstream.file_position where whole is not null";
+const WAITING: &str = "select count(*) from tombstream.archive_event";
+
+/// Killed again and again while events are read, claimed and archived, and with the archive away for a while: each
+/// event is in the ledger or in a file, so that the archive tells in the end of every row that went.
+#[tokio::test]
+async fn an_event_is_in_the_ledger_or_in_a_file_whatever_dies() {
+    const ROWS: i64 = 2_000;
+    let mut place = Place::archiving().await;
+    place.sql("insert into notes select n, null from generate_series(1, 2000) n").await;
+    place.sql("update notes set gone = now()").await;
+    place.put(1..=ROWS);
+    let lines: String = (1..=ROWS).flat_map(flagged).map(|line| format!("{line}\n")).collect();
+    std::fs::write(place.folder.path().join("events/1.jsonl"), lines).unwrap();
+    let patience = Duration::from_secs(60);
+
+    let mut before = 0;
+    for _ in 0..3 {
+        let mut process = place.begin();
+        until_within(patience, "a part of it is done", async || {
+            place.count(RECEIPTS).await > (before + 200).min(ROWS - 1)
+        })
+        .await;
+        process.kill().unwrap();
+        process.wait().unwrap();
+        before = place.count(RECEIPTS).await;
+    }
+    // The archive is away: deletions go on, and events wait.
+    let (here, away) = (place.folder.path().join("archive"), place.folder.path().join("away"));
+    std::fs::rename(&here, &away).unwrap();
+    std::fs::write(&here, "no folder").unwrap();
+    let mut process = place.begin();
+    until_within(patience, "all go, and all is read", async || {
+        place.count(RECEIPTS).await == ROWS && place.count(READ).await == 1
+    })
+    .await;
+    process.kill().unwrap();
+    process.wait().unwrap();
+    let waiting = place.count(WAITING).await;
+    println!("{waiting} events wait while the archive is away");
+    std::fs::remove_file(&here).unwrap();
+    std::fs::rename(&away, &here).unwrap();
+    let written = place.run(&["archive"]);
+    assert!(written.status.success(), "{}", text(&written.stderr));
+    assert_eq!(place.count(WAITING).await, 0);
+
+    let replayed = last(&place.run(&["replay", "--archive", "--json"]));
+    assert_eq!(replayed["counts"]["done"], ROWS, "{replayed}");
+    assert_eq!(replayed["counts"]["claimed"], Value::Null, "{replayed}");
+    let none = last(&place.run(&["replay", "--archive", "--to", "2020-01-01T00:00:00Z", "--json"]));
+    assert_eq!(none["looked_at"], 0, "{none}");
+    place.end().await;
+}
+
+/// The ledger's claims were lost with a backup that was restored, and the topic's retention is over: the archive has
+/// the keys.
+#[tokio::test]
+async fn an_archive_brings_flagged_rows_to_the_claim_again() {
+    let mut place = Place::archiving().await;
+    place.sql("insert into notes select n, null from generate_series(1, 300) n").await;
+    // Living rows by their own word; their events say otherwise.
+    place.put(1..=300);
+    let lines: String = (1..=300).flat_map(flagged).map(|line| format!("{line}\n")).collect();
+    std::fs::write(place.folder.path().join("events/1.jsonl"), lines).unwrap();
+    let mut process = place.begin();
+    until_within(Duration::from_secs(60), "all is archived", async || {
+        std::fs::read_dir(place.folder.path().join("archive")).unwrap().count() > 0
+            && place.count(WAITING).await == 0
+    })
+    .await;
+    support::terminate(&process);
+    assert!(process.wait().unwrap().success());
+    assert_eq!(place.count(RECEIPTS).await, 0, "none was flagged");
+    place.sql("update notes set gone = now() where id <= 100").await;
+    let replayed = last(&place.run(&["replay", "--archive", "--json"]));
+    let counts = &replayed["counts"];
+    assert_eq!(*counts, json!({ "matched": 300, "claimed": 100, "finalized": 100, "alive": 200 }));
+    assert!(place.has_copies(101..=300) && (1..=100).all(|id| !place.copy(id).exists()));
+    place.end().await;
+}
+
+/// Copies of what was finalized long ago are there again: a replay that asks the stores finds them, leaves those of keys
+/// that have a row again, and `run` destroys the others.
+#[tokio::test]
+async fn a_replay_that_asks_the_stores_finds_what_came_back() {
+    let config = CONFIG.to_owned() + "[audit]\nafter = []\nwait = \"100ms\"\nrate = 20000\n";
+    let mut place = Place::made_of("id bigint primary key, gone timestamptz", &config, &[]).await;
+    assert!(place.run(&["migrate"]).status.success());
+    place.sql("insert into notes select n, now() from generate_series(1, 300) n").await;
+    place.put(1..=300);
+    let lines: Vec<Value> = (1..=300).flat_map(flagged).collect();
+    place.history("1.jsonl", &lines);
+    assert_eq!(last(&place.replay(&["--json"]))["counts"]["finalized"], 300);
+    let clean = place.replay(&["--reverify", "--json"]);
+    let counts = &last(&clean)["counts"];
+    assert_eq!(*counts, json!({ "matched": 300, "done": 300, "looked": 300 }));
+    assert_eq!(clean.status.code(), Some(0));
+
+    place.put(1..=40);
+    place.sql("insert into notes values (40, null)").await;
+    let dry = place.replay(&["--reverify", "--dry-run"]);
+    assert_eq!(dry.status.code(), Some(2), "a look asks no store");
+    let found = place.replay(&["--reverify", "--json"]);
+    let counts = &last(&found)["counts"];
+    let expected =
+        json!({ "matched": 300, "done": 299, "alive": 1, "looked": 299, "resurrected": 39 });
+    assert_eq!(*counts, expected);
+    assert_eq!(found.status.code(), Some(3));
+    assert!(place.has_copies(1..=40), "nothing is destroyed without the claim");
+    let mut run =
+        place.command(&["run"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until_within(Duration::from_secs(60), "they go", async || {
+        (1..40).all(|id| !place.copy(id).exists())
+    })
+    .await;
+    support::terminate(&run);
+    assert!(run.wait().unwrap().success());
+    assert!(place.has_copies(40..=40), "it is a living row's");
     place.end().await;
 }

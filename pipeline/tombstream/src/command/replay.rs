@@ -18,8 +18,9 @@ use tombstream_dataflow::{ErasedSource, Pipeline};
 use tombstream_model::Source;
 use tracing::error;
 
-use super::work::{Gauge, Report, Shown, Words, limits, stop, until};
+use super::work::{End, Gauge, Report, Shown, Words, limits, stop, until};
 use super::{Failure, hold::time};
+use crate::audit::Reverify;
 use crate::config::Config;
 use crate::shutdown::Signals;
 use crate::wiring;
@@ -65,6 +66,10 @@ pub(super) struct Args {
     /// Say what would be destroyed, what is done already, and what lives. Nothing is written, and no store is asked.
     #[arg(long)]
     dry_run: bool,
+    /// Look in the stores, too, whether copies of what is finalized are there again; what is found is destroyed again by
+    /// `tombstream run`. As fast as [audit] allows.
+    #[arg(long, conflicts_with = "dry_run")]
+    reverify: bool,
     /// Most events a second. By default as fast as it goes.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
@@ -91,6 +96,8 @@ const WORDS: Words = Words {
         ("gone", "without a row, and the ledger knows of no deletion"),
         ("underway", "claimed already, by another process"),
         ("removals", "events tell of a removed row"),
+        ("looked", "places of copies looked at in the stores"),
+        ("reused", "copies there under keys that have a row again, and left"),
         ("other_relation", "of relations that are not configured here"),
         ("truncates", "events tell of a truncated relation: nothing follows from them"),
     ],
@@ -109,6 +116,11 @@ const WORDS: Words = Words {
             "locked by the application at that moment: `tombstream run`'s sweep brings them",
         ),
         ("undecodable", "can't be decoded: tombstream dead-letters list"),
+        ("resurrected", "copies are there again: `tombstream run` destroys them"),
+        (
+            "unclear",
+            "places of copies could not be looked at: `tombstream run` looks again, or see the log",
+        ),
         ("unread", "files were not read to their end: they are gone"),
         ("unknown", "not claimed, and why could not be looked up: see the log"),
     ],
@@ -133,8 +145,12 @@ async fn run(config: Config, args: Args) -> anyhow::Result<Report> {
     }
     let tally = Arc::new(Tally::default());
     let History { source, progress, total } = history(&config, &args, &tally).await?;
+    let reverify = match args.reverify {
+        true => Reverify::start(&config, pool.clone(), &progress, &tally)?,
+        false => Reverify::default(),
+    };
     let ledger = wiring::ledger(&config, wiring::ledger_config(&config), pool)?;
-    let ledger = ReplayLedger::new(ledger, &config.relations, does, Arc::clone(&tally), ());
+    let ledger = ReplayLedger::new(ledger, &config.relations, does, Arc::clone(&tally), reverify);
     let pipeline = Pipeline {
         config: limits(&config),
         relations: Arc::clone(&config.relations),
@@ -146,13 +162,22 @@ async fn run(config: Config, args: Args) -> anyhow::Result<Report> {
     let gauge = Gauge {
         total,
         before: 0,
-        looked_at: Box::new(move || progress.looked_at()),
+        looked_at: {
+            let progress = Arc::clone(&progress);
+            Box::new(move || progress.looked_at())
+        },
         gave_way: Box::new(|| Duration::ZERO),
         counts_before: BTreeMap::new(),
         tally,
     };
     let mut shown = Shown::new("replay", args.json, gauge, &WORDS);
-    let end = until(&running, &mut signals, &mut shown).await;
+    let mut end = until(&running, &mut signals, &mut shown).await;
+    while matches!(end, End::Done) && progress.behind() > 0 {
+        tokio::select! {
+            signal = signals.next() => end = End::Signal(signal),
+            () = tokio::time::sleep(Duration::from_millis(200)) => shown.tick(),
+        }
+    }
     let end = stop(running, config.pipeline.drain_max, end).await;
     let report = shown.report(&end);
     shown.finish(&report)?;
