@@ -315,9 +315,9 @@ const WAITING: &str = "select count(*) from tombstream.archive_event";
 /// event is in the ledger or in a file, so that the archive tells in the end of every row that went.
 #[tokio::test]
 async fn an_event_is_in_the_ledger_or_in_a_file_whatever_dies() {
-    const ROWS: i64 = 2_000;
+    const ROWS: i64 = 4_000;
     let mut place = Place::archiving().await;
-    place.sql("insert into notes select n, null from generate_series(1, 2000) n").await;
+    place.sql("insert into notes select n, null from generate_series(1, 4000) n").await;
     place.sql("update notes set gone = now()").await;
     place.put(1..=ROWS);
     let lines: String = (1..=ROWS).flat_map(flagged).map(|line| format!("{line}\n")).collect();
@@ -335,11 +335,12 @@ async fn an_event_is_in_the_ledger_or_in_a_file_whatever_dies() {
         process.wait().unwrap();
         before = place.count(RECEIPTS).await;
     }
-    // The archive is away: deletions go on, and events wait.
+    // The archive goes away: deletions go on, and events wait.
     let (here, away) = (place.folder.path().join("archive"), place.folder.path().join("away"));
+    let mut process = place.begin();
+    until_within(patience, "it goes on", async || place.count(RECEIPTS).await > before).await;
     std::fs::rename(&here, &away).unwrap();
     std::fs::write(&here, "no folder").unwrap();
-    let mut process = place.begin();
     until_within(patience, "all go, and all is read", async || {
         place.count(RECEIPTS).await == ROWS && place.count(READ).await == 1
     })
