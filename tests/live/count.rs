@@ -68,9 +68,10 @@ async fn pass(
             let line = bytes[..count].split(|byte| *byte == b'\n').next().unwrap_or_default();
             if line.ends_with(b" HTTP/1.1\r") {
                 requests.fetch_add(1, Ordering::SeqCst);
-                let is = |what: &&[u8]| line.windows(what.len()).any(|part| part == *what);
-                let destroys =
-                    DESTRUCTIVE.iter().any(|what| is(what)) && !line.ends_with(b"_pit HTTP/1.1\r");
+                let destroys = DESTRUCTIVE
+                    .iter()
+                    .any(|what| line.windows(what.len()).any(|part| part == *what))
+                    && !line.ends_with(b"_pit HTTP/1.1\r");
                 destructive.fetch_add(u64::from(destroys), Ordering::SeqCst);
             }
             to_server.write_all(&bytes[..count]).await?;

@@ -106,7 +106,7 @@ pub enum KafkaReplayError {
         said: String,
         /// The answer.
         #[source]
-        source: KafkaError,
+        source: Box<KafkaError>,
     },
 }
 
@@ -229,7 +229,7 @@ impl Asks<'_> {
     fn failed(&self, what: String, source: KafkaError) -> KafkaReplayError {
         let said = self.0.context().0.lock().unwrap_or_else(PoisonError::into_inner);
         let said = said.as_ref().map_or_else(|| "no more is known".to_owned(), |it| it.1.clone());
-        KafkaReplayError::LookUp { what, said, source }
+        KafkaReplayError::LookUp { what, said, source: Box::new(source) }
     }
 
     fn partitions(&self, topic: &str) -> Result<Vec<i32>, KafkaReplayError> {
