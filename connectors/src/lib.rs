@@ -1,5 +1,7 @@
 //! One folder for each outside system, each behind its feature. Siblings never see each other.
 
+#[cfg(any(feature = "files", feature = "postgres"))]
+pub mod archive;
 #[cfg(any(feature = "files", feature = "object-store"))]
 mod bucket;
 #[cfg(feature = "elasticsearch")]
@@ -20,6 +22,7 @@ pub mod positions;
 pub mod postgres;
 #[cfg(feature = "postgres-table")]
 pub mod postgres_table;
+mod replay;
 #[cfg(feature = "s3")]
 pub mod s3;
 mod secret;
@@ -28,4 +31,5 @@ pub mod tantivy;
 #[cfg(feature = "webhook")]
 pub mod webhook;
 
+pub use replay::{Replay, ReplayConfig, ReplayProgress};
 pub use secret::Secret;

@@ -8,6 +8,7 @@
 mod absent;
 mod audit;
 mod capture;
+mod count;
 mod crash;
 mod event;
 mod keys;

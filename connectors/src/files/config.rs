@@ -59,7 +59,7 @@ pub enum FilesConfigError {
     },
     /// A file that is none of ours.
     #[error(
-        "the name of the file `{0}` does not end in .jsonl, .ndjson or .json, plain, .gz or .zst"
+        "the name of the file `{0}` does not end in .jsonl, .ndjson or .json, plain, .gz or .zst (of Parquet in .parquet)"
     )]
     Name(String),
     /// An option that the store does not know.
@@ -68,6 +68,9 @@ pub enum FilesConfigError {
     /// The store can't be made: credentials that can't be read.
     #[error("no such store")]
     Store(#[source] ::object_store::Error),
+    /// The place can't be listed.
+    #[error("the files can't be listed")]
+    List(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl FilesConfig {

@@ -24,6 +24,8 @@ mod config;
 mod file;
 mod line;
 mod local;
+#[cfg(feature = "parquet")]
+pub mod parquet;
 mod place;
 mod source;
 mod split;

@@ -35,7 +35,12 @@ pub(super) struct Place {
     only: Option<Path>,
     /// The local folder. The crate lists one that is gone as empty.
     folder: Option<PathBuf>,
+    /// Which files are meant, by their names.
+    packing: PackingOf,
 }
+
+/// The packing of a file of this name; none: it is none of ours.
+pub(super) type PackingOf = fn(&str) -> Option<Packing>;
 
 /// A file as it was listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,27 +93,37 @@ fn version(meta: &ObjectMeta) -> String {
 }
 
 impl Place {
-    /// Opens the store. Sends nothing.
+    /// Opens the store, for files of JSON Lines. Sends nothing.
     pub(super) fn open(config: &FilesConfig) -> Result<Self, FilesConfigError> {
+        Self::open_of(config, Packing::of)
+    }
+
+    /// Opens the store, for files that `packing` knows. Sends nothing.
+    pub(super) fn open_of(
+        config: &FilesConfig,
+        packing: PackingOf,
+    ) -> Result<Self, FilesConfigError> {
         let wrong = || FilesConfigError::Path(config.path.clone());
         let Address { kind, bucket, path } = Address::read(&config.path).ok_or_else(wrong)?;
         let client =
             ClientOptions::new().with_connect_timeout(CONNECT_WAIT).with_timeout(REQUEST_WAIT);
         if kind == Kind::Folder {
-            let (folder, only) = local(&config.path, path)?;
+            let (folder, only) = local(&config.path, path, packing)?;
             let base = format!("file://{}", folder.display());
             let store = kind.open(&base, &config.options, client)?;
             let base = format!("{base}/");
-            return Ok(Self { store, base, under: None, only, folder: Some(folder) });
+            return Ok(Self { store, base, under: None, only, folder: Some(folder), packing });
         }
         let store = kind.open(bucket, &config.options, client)?;
-        Self::within(store, bucket, path).ok_or_else(wrong)
+        let within = Self::within(store, bucket, path).ok_or_else(wrong)?;
+        Ok(Self { packing, ..within })
     }
 
     /// A part of a bucket that is open. None: the path is none that the crate carries as it is.
     pub(super) fn within(store: Arc<dyn ObjectStore>, url: &str, path: &str) -> Option<Self> {
         let under = prefix(path)?;
-        Some(Self { store, base: format!("{url}/"), under, only: None, folder: None })
+        let (base, packing) = (format!("{url}/"), Packing::of as PackingOf);
+        Some(Self { store, base, under, only: None, folder: None, packing })
     }
 
     /// What the names of all files here begin with.
@@ -126,7 +141,7 @@ impl Place {
 
     fn entry(&self, meta: ObjectMeta) -> Option<Entry> {
         let location = meta.location.as_ref();
-        let packing = Packing::of(location.rsplit('/').next().unwrap_or_default())?;
+        let packing = (self.packing)(location.rsplit('/').next().unwrap_or_default())?;
         let name = format!("{}{location}", self.base).into();
         let version = version(&meta);
         Some(Entry { name, packing, size: meta.size, version, location: meta.location })
@@ -147,7 +162,7 @@ impl Place {
             }
         }
         // An object whose whole name was given is no prefix of itself.
-        let named = self.under.as_ref().filter(|path| Packing::of(path.as_ref()).is_some());
+        let named = self.under.as_ref().filter(|path| (self.packing)(path.as_ref()).is_some());
         if let Some(one) = self.only.as_ref().or(named) {
             match self.within_time(self.store.head(one)).await? {
                 Ok(meta) => return Ok(self.entry(meta).into_iter().collect()),
@@ -180,6 +195,30 @@ impl Place {
             Err(Error::NotFound { .. }) => Err(Fault::Gone(entry.name.to_string())),
             Err(error) => Err(Fault::new(what(), error)),
         }
+    }
+
+    /// Writes a file below the place, whole. It is durable when this returns: a bucket's answer says so, and a folder is
+    /// told to be.
+    #[cfg(feature = "parquet")]
+    pub(super) async fn write(&self, name: &str, bytes: Bytes) -> Result<(), Fault> {
+        let what = || format!("{}{name} can't be written", self.base);
+        let whole = match &self.under {
+            Some(under) => format!("{under}/{name}"),
+            None => name.to_owned(),
+        };
+        let path = Path::parse(&whole).map_err(|error| Fault::new(what(), error))?;
+        let put = self.within_time(self.store.put(&path, bytes.into())).await?;
+        put.map_err(|error| Fault::new(what(), error))?;
+        let Some(folder) = self.folder.clone() else { return Ok(()) };
+        let file = folder.join(path.as_ref());
+        let kept = tokio::task::spawn_blocking(move || {
+            std::fs::File::open(&file)?.sync_all()?;
+            // The names are durable with their folders.
+            let within = file.ancestors().skip(1).take_while(|it| it.starts_with(&folder));
+            within.map(std::fs::File::open).try_for_each(|opened| opened?.sync_all())
+        });
+        let kept = kept.await.map_err(|error| Fault::new(what(), error))?;
+        kept.map_err(|error| Fault::new(what(), error))
     }
 
     async fn within_time<T>(&self, asked: impl Future<Output = T>) -> Result<T, Fault> {
@@ -227,7 +266,11 @@ fn prefix(path: &str) -> Option<Option<Path>> {
 }
 
 /// The folder of a local path, and the file in it, if it is one.
-fn local(path: &str, rest: &str) -> Result<(PathBuf, Option<Path>), FilesConfigError> {
+fn local(
+    path: &str,
+    rest: &str,
+    packing: PackingOf,
+) -> Result<(PathBuf, Option<Path>), FilesConfigError> {
     let whole = PathBuf::from(rest.trim_end_matches('/'));
     let there = std::fs::metadata(&whole)
         .map_err(|source| FilesConfigError::Missing { path: path.to_owned(), source })?;
@@ -235,7 +278,7 @@ fn local(path: &str, rest: &str) -> Result<(PathBuf, Option<Path>), FilesConfigE
         return Ok((whole, None));
     }
     let name = whole.file_name().and_then(|name| name.to_str());
-    let only = name.filter(|name| Packing::of(name).is_some());
+    let only = name.filter(|name| packing(name).is_some());
     match (whole.parent(), only.and_then(|name| Path::parse(name).ok())) {
         (Some(folder), Some(only)) => Ok((folder.to_owned(), Some(only))),
         _ => Err(FilesConfigError::Name(path.to_owned())),

@@ -129,7 +129,7 @@ pub async fn check_publisher(
 
 /// Keeps what librdkafka said, since the answer to a question is only "timed out".
 #[derive(Default)]
-struct Said(Mutex<Option<(KafkaError, String)>>);
+pub(super) struct Said(pub(super) Mutex<Option<(KafkaError, String)>>);
 
 impl ClientContext for Said {
     fn log(&self, level: RDKafkaLogLevel, fac: &str, log_message: &str) {

@@ -7,7 +7,8 @@
 //! A thread of its own (`reader`) polls librdkafka, so that rebalances are answered while the
 //! pipeline waits for something else; another one (`committer`) commits. What may be
 //! committed is decided in `log`, without I/O; `context` is what librdkafka calls back. `publisher` is
-//! the other way: it shares the settings, and nothing else.
+//! the other way: it shares the settings, and nothing else. So does `replay`, which reads a part of the topics
+//! once, without a group.
 
 mod burst;
 mod check;
@@ -16,6 +17,7 @@ mod config;
 mod context;
 mod publisher;
 mod reader;
+mod replay;
 mod source;
 
 pub use check::{
@@ -24,6 +26,7 @@ pub use check::{
 };
 pub use config::{EnvSetting, FileSetting, KafkaConfig, KafkaConfigError, Setting};
 pub use publisher::{KafkaPublisher, KafkaPublisherConfig};
+pub use replay::{KafkaReplay, KafkaReplayError, KafkaSpan, OffsetSpan};
 pub use source::KafkaSource;
 
 pub use crate::log::{Gap, Start};

@@ -99,6 +99,7 @@ impl PgLedger {
         batch: &[Candidate],
     ) -> Result<Vec<Claimed>, LedgerError> {
         let prepared = self.prepared(relation);
+        self.archive(prepared, batch).await?;
         let mut flagged: HashMap<&Key, Option<Position>> = HashMap::with_capacity(batch.len());
         let (mut removed, mut truncated) = (Vec::new(), Vec::new());
         for candidate in batch {

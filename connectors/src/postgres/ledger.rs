@@ -54,6 +54,8 @@ pub struct PgLedger {
     pub(super) config: LedgerConfig,
     /// Keys and addresses on receipts are hashes, if there is a secret.
     pub(super) keyed: Option<KeyedHash>,
+    /// Whether change events are kept for the archive.
+    pub(super) archives: bool,
     relations: Vec<Prepared>,
     /// Stores that the ledger names and the configuration does not.
     former: Mutex<Vec<Arc<str>>>,
@@ -84,7 +86,8 @@ impl PgLedger {
     pub fn new(pool: PgPool, relations: Arc<[Relation]>, config: LedgerConfig) -> Self {
         let relations = relations.iter().map(Prepared::new).collect();
         let statements = Statements::new(pool, config.prepared_statements);
-        Self { statements, config, keyed: None, relations, former: Mutex::default() }
+        let former = Mutex::default();
+        Self { statements, config, keyed: None, archives: false, relations, former }
     }
 
     /// The same, whose receipts name nobody: keys and addresses are keyed hashes there.

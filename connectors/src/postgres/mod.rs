@@ -12,6 +12,7 @@
 
 mod absent;
 mod again;
+mod archive;
 mod arrival;
 mod audit;
 mod backfill;
@@ -39,6 +40,7 @@ mod pool;
 mod positions;
 mod rehydrate;
 mod removed;
+mod replay;
 mod replication;
 mod resume;
 mod roles;
@@ -53,6 +55,7 @@ mod tidy;
 mod version;
 mod zombies;
 
+pub use archive::{ArchivePage, ArchiveQueue, Unarchived};
 pub use audit::{Audit, AuditConfig, AuditError, AuditRound, AuditSpan, AuditTally};
 pub use backfill::{Backfill, BackfillConfig, BackfillSpec, Progress, job_owner};
 pub use check::{Finding, Severity, check, check_ledger, guards, references};
@@ -71,6 +74,7 @@ pub use plan::{Planned, PlannedAges, PlannedBreaker, PlannedRows, PlannedStore, 
 pub use pool::{connect, for_a_pooler};
 pub use positions::PgPositions;
 pub use rehydrate::{RehydrateError, publish_rehydrations};
+pub use replay::{Bygone, ReplayLedger, Replayed};
 pub use replication::{
     Gap, GapReason, Makes, PostgresSource, PrimaryKeys, ReplicationConfig, ReplicationConfigError,
     Scope, check_capture, fix_capture, read_snapshot,

@@ -64,7 +64,7 @@ fn is_ours(name: &str, key: &str, hashed: &str, lsn: &str) -> String {
 }
 
 /// Whether the receipt `r` is of a key, in the clear or as its hash (null where there is none).
-fn is_of_key(key: &str, hashed: &str) -> String {
+pub(super) fn is_of_key(key: &str, hashed: &str) -> String {
     format!("(r.key = {key} or r.key = array[{hashed}] and r.hashed)")
 }
 
@@ -353,7 +353,7 @@ impl PgLedger {
     }
 
     /// What stands for each key on a receipt, where that is not the key.
-    fn key_hashes<'k>(
+    pub(super) fn key_hashes<'k>(
         &self,
         prepared: &Prepared,
         keys: impl Iterator<Item = &'k Key>,

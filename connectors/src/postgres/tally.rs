@@ -52,9 +52,39 @@ pub enum Count {
     Unfinished,
     /// Not claimed, and why could not be looked up.
     Unknown,
+    /// Of a replay: finalized before.
+    Done,
+    /// Of a replay: there, and not flagged.
+    Alive,
+    /// Of a replay: there, not flagged, and a deletion of it was cancelled.
+    Restored,
+    /// Of a replay that only looks: would be claimed.
+    Due,
+    /// Of a replay that only looks: its recoverable copies would be destroyed.
+    HideDue,
+    /// Its relation is paused.
+    Paused,
+    /// Of a replay: events that tell of a removed row.
+    Removals,
+    /// Of a replay: events that tell of a truncated relation.
+    Truncates,
+    /// Of a replay: events that can't be decoded.
+    Undecodable,
+    /// Of a replay: files that went away before all of them was read.
+    Unread,
+    /// Of a replay: events of relations that are not configured.
+    OtherRelation,
+    /// Of a replay that asks the stores: places of copies that were looked at.
+    Looked,
+    /// Of those: copies that are there again.
+    Resurrected,
+    /// Of those: copies under keys that have a row again.
+    Reused,
+    /// Of those: places of which nothing could be told.
+    Unclear,
 }
 
-const COUNTS: [(Count, &str); 16] = [
+const COUNTS: [(Count, &str); 31] = [
     (Count::Matched, "matched"),
     (Count::Claimed, "claimed"),
     (Count::TakenOver, "taken_over"),
@@ -71,6 +101,21 @@ const COUNTS: [(Count, &str); 16] = [
     (Count::Gone, "gone"),
     (Count::Unfinished, "unfinished"),
     (Count::Unknown, "unknown"),
+    (Count::Done, "done"),
+    (Count::Alive, "alive"),
+    (Count::Restored, "restored"),
+    (Count::Due, "due"),
+    (Count::HideDue, "hide_due"),
+    (Count::Paused, "paused"),
+    (Count::Removals, "removals"),
+    (Count::Truncates, "truncates"),
+    (Count::Undecodable, "undecodable"),
+    (Count::Unread, "unread"),
+    (Count::OtherRelation, "other_relation"),
+    (Count::Looked, "looked"),
+    (Count::Resurrected, "resurrected"),
+    (Count::Reused, "reused"),
+    (Count::Unclear, "unclear"),
 ];
 
 /// The counts of one process's run of a job.
@@ -94,9 +139,32 @@ impl Tally {
         all.filter(|(_, number)| *number > 0).collect()
     }
 
-    fn named(&self, name: &str, number: u64) {
+    pub(super) fn named(&self, name: &str, number: u64) {
         let known = COUNTS.iter().find(|(_, known)| *known == name);
         self.add(known.map_or(Count::Unknown, |(count, _)| *count), number);
+    }
+
+    /// What became of deletions that were to be finalized.
+    pub(super) fn endings(&self, endings: &[Ending]) {
+        for ending in endings {
+            let count = match ending {
+                Ending::Finalized | Ending::FinalizedRowGone => Count::Finalized,
+                Ending::Later => Count::Owed,
+                Ending::Parked => Count::Parked,
+                Ending::Superseded | Ending::LateRestore | Ending::Fenced | Ending::Paused => {
+                    Count::Unfinished
+                }
+            };
+            self.add(count, 1);
+        }
+    }
+
+    /// What was not confirmed, or is hidden and no more.
+    pub(super) fn owed(&self, batch: &[Settled]) {
+        let hidden = batch.iter().filter(|it| it.claimed.is_hide && it.has_all_confirmed());
+        let hidden = hidden.count();
+        self.add(Count::Hidden, hidden as u64);
+        self.add(Count::Owed, (batch.len() - hidden) as u64);
     }
 }
 
@@ -212,26 +280,13 @@ impl Ledger for TalliedLedger {
         batch: &[Settled],
     ) -> Result<Vec<Ending>, LedgerError> {
         let endings = self.ledger.finalize(relation, batch).await?;
-        for ending in &endings {
-            let count = match ending {
-                Ending::Finalized | Ending::FinalizedRowGone => Count::Finalized,
-                Ending::Later => Count::Owed,
-                Ending::Parked => Count::Parked,
-                Ending::Superseded | Ending::LateRestore | Ending::Fenced | Ending::Paused => {
-                    Count::Unfinished
-                }
-            };
-            self.tally.add(count, 1);
-        }
+        self.tally.endings(&endings);
         Ok(endings)
     }
 
     async fn owe(&self, batch: &[Settled]) -> Result<(), LedgerError> {
         self.ledger.owe(batch).await?;
-        let hidden = batch.iter().filter(|it| it.claimed.is_hide && it.has_all_confirmed());
-        let hidden = hidden.count();
-        self.tally.add(Count::Hidden, hidden as u64);
-        self.tally.add(Count::Owed, (batch.len() - hidden) as u64);
+        self.tally.owed(batch);
         Ok(())
     }
 

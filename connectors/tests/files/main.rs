@@ -7,6 +7,8 @@ mod conform;
 mod fixtures;
 mod follow;
 mod lines;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod position;
 mod support;
 mod trouble;

@@ -1,14 +1,16 @@
 //! The audit beside a pipeline that runs: one task for each store, so that one that is down stops its own part
-//! only.
+//! only; and the same looks for the keys that a replay meets.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgPool;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tombstream_connectors::postgres::{Audit, AuditError};
+use tombstream_connectors::ReplayProgress;
+use tombstream_connectors::postgres::{Audit, AuditError, Bygone, Count, Tally};
 use tombstream_dataflow::ErasedSink;
-use tombstream_model::{Outcome, Presence, Sink, SinkError, StoreId, Target};
+use tombstream_model::{Key, Outcome, Presence, RelationId, Sink, SinkError, StoreId, Target};
 use tracing::{info, warn};
 
 use crate::config::Config;
@@ -91,5 +93,104 @@ async fn watch(
                 }
             }
         }
+    }
+}
+
+/// How often a store is asked about the same keys that a replay brought.
+const TRIES_MAX: u32 = 8;
+
+/// The stores, asked about the keys that a replay finds finalized. By default none.
+#[derive(Debug, Default)]
+pub(crate) struct Reverify {
+    stores: Vec<mpsc::UnboundedSender<(RelationId, Arc<[Key]>)>>,
+    progress: Arc<ReplayProgress>,
+}
+
+impl Reverify {
+    /// A task for each store that is audited. What waits for them holds up the replay's reading.
+    pub(crate) fn start(
+        config: &Config,
+        pool: PgPool,
+        progress: &Arc<ReplayProgress>,
+        tally: &Arc<Tally>,
+    ) -> anyhow::Result<Self> {
+        let audit = Arc::new(wiring::audit(config, pool));
+        let mut stores = Vec::new();
+        for (store, id) in config.stores.iter().zip(0..) {
+            if !store.audit || !store.kind.can_look() {
+                continue;
+            }
+            let (to, keys) = mpsc::unbounded_channel();
+            let asked = Asked {
+                audit: Arc::clone(&audit),
+                name: store.name.clone(),
+                store: StoreId(id),
+                sink: Looking(wiring::store_sink(store)?),
+                patience: store.timeout,
+                tally: Arc::clone(tally),
+            };
+            tokio::spawn(asked.run(keys, Arc::clone(progress)));
+            stores.push(to);
+        }
+        Ok(Self { stores, progress: Arc::clone(progress) })
+    }
+}
+
+impl Bygone for Reverify {
+    fn finalized(&self, relation: RelationId, keys: Vec<Key>) {
+        let keys: Arc<[Key]> = keys.into();
+        for store in &self.stores {
+            self.progress.add_behind(keys.len() as u64);
+            if store.send((relation, Arc::clone(&keys))).is_err() {
+                self.progress.sub_behind(keys.len() as u64);
+            }
+        }
+    }
+}
+
+/// One store of a replay that asks.
+struct Asked {
+    audit: Arc<Audit>,
+    name: String,
+    store: StoreId,
+    sink: Looking,
+    patience: Duration,
+    tally: Arc<Tally>,
+}
+
+impl Asked {
+    async fn run(
+        self,
+        mut keys: mpsc::UnboundedReceiver<(RelationId, Arc<[Key]>)>,
+        progress: Arc<ReplayProgress>,
+    ) {
+        while let Some((relation, keys)) = keys.recv().await {
+            self.look(relation, &keys).await;
+            progress.sub_behind(keys.len() as u64);
+        }
+    }
+
+    async fn look(&self, relation: RelationId, keys: &[Key]) {
+        let mut wait = Duration::from_millis(200);
+        for attempt in 1..=TRIES_MAX {
+            let looked =
+                self.audit.keys(relation, self.store, &self.sink, self.patience, keys).await;
+            match looked {
+                Ok(found) => {
+                    self.tally.add(Count::Looked, found.looked);
+                    self.tally.add(Count::Resurrected, found.resurrected + found.known);
+                    self.tally.add(Count::Reused, found.reused);
+                    self.tally.add(Count::Unclear, found.unclear);
+                    return;
+                }
+                Err(failed) => {
+                    let error = crate::command::chain(&failed);
+                    warn!(store = self.name, attempt, error, "finalized keys can't be looked at");
+                    tokio::time::sleep(wait).await;
+                    wait *= 2;
+                }
+            }
+        }
+        self.tally.add(Count::Unclear, keys.len() as u64);
     }
 }

@@ -3,6 +3,8 @@
 //! The binary is where the crates meet: one configuration file, wired to the connectors, the
 //! dataflow and the api. What each command does is in [`command`].
 
+#[cfg(feature = "parquet")]
+mod archive;
 mod audit;
 mod command;
 mod config;

@@ -1,5 +1,5 @@
 //! What is looked after beside the dataflow: the server's generation, closed deletions, the chain of receipts,
-//! notices to be published, and what is audited (`audit.rs`). Nothing of it holds up a deletion.
+//! notices to be published, what is audited (`audit.rs`) and archived (`archive.rs`). Nothing of it holds up a deletion.
 
 use std::time::Duration;
 
@@ -9,6 +9,8 @@ use tombstream_connectors::postgres::{self, RehydrateError, Sealer, Turn};
 use tombstream_model::{Disposition, Publisher};
 use tracing::{error, info, warn};
 
+#[cfg(feature = "parquet")]
+use crate::archive::Archivist;
 use crate::audit;
 use crate::command::ledger;
 use crate::config::Config;
@@ -41,6 +43,10 @@ impl Upkeep {
         tasks.spawn(seal(Sealer::new(pool.clone())));
         let names = config.relations.iter().map(|relation| relation.name.to_string()).collect();
         tasks.spawn(count(pool.clone(), names));
+        #[cfg(feature = "parquet")]
+        if let Some(section) = &config.archive {
+            tasks.spawn(Archivist::new(config, section, pool.clone())?.run());
+        }
         if let Some(section) = &config.rehydrate {
             let publisher = wiring::rehydrate_publisher(&section.settings)?;
             tasks.spawn(tell(pool, publisher, section.topic.clone()));

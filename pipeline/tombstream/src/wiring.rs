@@ -32,10 +32,10 @@ use tracing::{error, info, warn};
 #[cfg(feature = "embedded")]
 use crate::config::TantivySection;
 use crate::config::{
-    CaptureSection, Checksum, Conditional, Config, DatabaseConfig, ElasticsearchCredentials,
-    ElasticsearchSection, Erase, FilesSection, KafkaSection, ObjectStoreSection, PostgresSection,
-    PostgresTableSection, ReceiptKeys, S3Section, Secret, SecretRef, Setting, StoreConfig,
-    StoreKind, Verify, Version, WebhookSection,
+    ArchiveSection, CaptureSection, Checksum, Conditional, Config, DatabaseConfig,
+    ElasticsearchCredentials, ElasticsearchSection, Erase, FilesSection, KafkaSection,
+    ObjectStoreSection, PostgresSection, PostgresTableSection, ReceiptKeys, S3Section, Secret,
+    SecretRef, Setting, StoreConfig, StoreKind, Verify, Version, WebhookSection,
 };
 use crate::telemetry::Metrics;
 
@@ -100,6 +100,7 @@ pub(crate) async fn pipeline(
 ) -> anyhow::Result<(Pipeline<PgLedger>, Watched)> {
     let relations = Arc::clone(&config.relations);
     let ledger = ledger(config, ledger_config(config), pool.clone())?;
+    let ledger = if config.archive.is_some() { ledger.with_archive() } else { ledger };
     let stores = stores(config)?;
     let sinks = stores.iter().map(|store| Arc::clone(&store.sink)).collect();
     let sweep = &config.source.sweep;
@@ -310,6 +311,35 @@ fn files_source(
         .context("source.files")
 }
 
+/// The archive's place, as files are opened.
+pub(crate) fn archive_place(section: &ArchiveSection) -> anyhow::Result<FilesConfig> {
+    let mut config = FilesConfig::new(section.path.as_str());
+    config.options = section.options.iter().map(option).collect::<anyhow::Result<_>>()?;
+    Ok(config)
+}
+
+/// Files that are read once, from their beginning. Credentials are those of `[source.files]`, if it is of the same
+/// bucket; else those of the environment.
+pub(crate) fn replayed_place(
+    config: &Config,
+    url: &str,
+    topic: Option<&str>,
+) -> anyhow::Result<FilesConfig> {
+    let mut files = FilesConfig::new(url);
+    let bucket = |url: &str| url.splitn(4, '/').take(3).map(str::to_owned).collect::<Vec<_>>();
+    if let Some(section) = &config.source.files {
+        files.line_bytes_max = section.line_bytes_max;
+        files.topic = section.topic.clone();
+        if bucket(&section.path) == bucket(url) && !url.starts_with("file:") {
+            files.options = section.options.iter().map(option).collect::<anyhow::Result<_>>()?;
+        }
+    }
+    if let Some(topic) = topic {
+        files.topic = topic.to_owned();
+    }
+    Ok(files)
+}
+
 /// How far the files were read, as the ledger keeps it.
 pub(crate) fn file_positions(config: &Config, section: &FilesSection, pool: PgPool) -> PgPositions {
     PgPositions::new(pool, section.name.as_str(), config.database.prepared_statements)
@@ -446,7 +476,7 @@ pub(crate) fn topics(config: &Config) -> Vec<String> {
 }
 
 /// One name a process, for people to read.
-fn owner() -> String {
+pub(crate) fn owner() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = if host.trim().is_empty() { "tombstream" } else { host.trim() };
     format!("{host}/{}", std::process::id())

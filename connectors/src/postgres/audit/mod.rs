@@ -20,7 +20,9 @@ use sqlx::PgPool;
 use tokio::time::sleep_until;
 use tracing::{error, warn};
 
-use tombstream_model::{Address, DeletionCause, Fence, Key, Relation, Row, Sink, StoreId, Target};
+use tombstream_model::{
+    Address, DeletionCause, Fence, Key, Relation, RelationId, Row, Sink, StoreId, Target,
+};
 
 use super::again::{Again, Opened, open_again};
 use super::statement::{BEGIN, Statements};
@@ -204,6 +206,27 @@ impl Audit {
             }
             at = end;
         }
+    }
+
+    /// Looks, in one store, at the copies of every finalized deletion of these keys, each key once. What is there again is
+    /// written down as in a pass; the passes stay where they are.
+    pub async fn keys<S: Sink>(
+        &self,
+        relation: RelationId,
+        store: StoreId,
+        sink: &S,
+        patience: Duration,
+        keys: &[Key],
+    ) -> Result<AuditTally, AuditError> {
+        let relation = &self.relations[usize::from(relation.0)];
+        if !has_copies(relation, store) {
+            return Ok(AuditTally::default());
+        }
+        let part = self.part(relation, store, Duration::ZERO);
+        let items = pass::of_keys(&self.statements, &part, keys).await?;
+        let turn = Turn { audit: self, relation, store, sink, patience };
+        let looked = turn.look(items).await?;
+        Ok(turn.keep(&part, None, &looked, &[]).await?.unwrap_or_default())
     }
 
     /// Up to when everything that was closed can be read.

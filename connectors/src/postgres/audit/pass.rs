@@ -8,6 +8,7 @@ use sqlx::{PgConnection, Row as _};
 
 use tombstream_model::{Address, DeletionId, Key};
 
+use super::super::claim::keys_json;
 use super::super::ledger::TargetEntry;
 use super::super::statement::Statements;
 
@@ -122,6 +123,12 @@ const PAGE: &str = "\
     where d.closed_at >= coalesce($1, '-infinity'::timestamptz) \
         and (d.closed_at, d.id) > (coalesce($1, '-infinity'::timestamptz), $2) and d.closed_at < $3 \
     order by d.closed_at, d.id limit $4";
+
+/// The finalized deletions of some keys, however old.
+const OF_KEYS: &str = "\
+    select d.id, d.key, d.targets from unnest($2::text[]) as k(key) join tombstream.deletion_all d \
+        on d.relation = $1 and d.key = array(select jsonb_array_elements_text(k.key::jsonb)) \
+    where d.state = 'finalized' order by d.id";
 
 impl Part {
     pub(super) fn lag_ms(&self) -> i64 {
@@ -267,4 +274,22 @@ pub(super) fn item(
         key: Key::from_postgres(key),
         addresses,
     })
+}
+
+/// The finalized deletions of these keys.
+pub(super) async fn of_keys(
+    statements: &Statements,
+    part: &Part,
+    keys: &[Key],
+) -> Result<Vec<Item>, sqlx::Error> {
+    let mut session = statements.session().await?;
+    let query = statements.query(OF_KEYS).bind(&part.relation).bind(keys_json(keys.iter())?);
+    let rows = query.fetch_all(&mut *session).await?;
+    session.end().await?;
+    let mut items = Vec::new();
+    for row in &rows {
+        let targets: Option<Json<Vec<TargetEntry>>> = row.try_get(2)?;
+        items.extend(item(&part.store, row.try_get(0)?, row.try_get(1)?, targets));
+    }
+    Ok(items)
 }

@@ -8,6 +8,7 @@
 use sqlx::PgPool;
 use tombstream_api::Tokens;
 use tombstream_connectors::elasticsearch::{ElasticsearchSink, Uses};
+use tombstream_connectors::positions::NoPositions;
 use tombstream_connectors::positions::Positions as _;
 use tombstream_connectors::postgres::{self, Finding, Makes, ReplicationConfig, Severity};
 use tombstream_connectors::postgres_table::PostgresTableSink;
@@ -142,6 +143,21 @@ async fn database(config: &Config, fix: bool, report: &mut Report) {
         }
     }
     source_files(config, &pool, report).await;
+    archive(config, report).await;
+}
+
+/// Whether the archive's place can be listed. Whether it takes files shows with the first one: nothing is written here.
+async fn archive(config: &Config, report: &mut Report) {
+    let about = "archive";
+    let Some(section) = &config.archive else { return };
+    let place = match wiring::archive_place(section) {
+        Ok(place) => place,
+        Err(error) => return report.error(about, &chain(error.as_ref())),
+    };
+    match files::check(&place, &NoPositions).await {
+        Ok(_) => report.good(about, &format!("{} can be listed", section.path)),
+        Err(error) => report.error(about, &chain(&error)),
+    }
 }
 
 /// Whether the files can be listed, and what is left to read.

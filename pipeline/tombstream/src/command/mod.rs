@@ -5,6 +5,7 @@
 
 mod actor;
 mod api;
+mod archive;
 mod audit;
 mod backfill;
 mod breaker;
@@ -24,11 +25,13 @@ mod plan;
 mod receipts;
 mod reconcile;
 mod rehydrations;
+mod replay;
 mod resume;
 mod run;
 mod status;
 mod stores;
 mod token;
+mod work;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -69,6 +72,10 @@ enum Command {
     /// Destroy what is flagged already: rows of a relation through the pipeline, as a job that can be stopped and
     /// goes on where it was.
     Backfill(backfill::Args),
+    /// Read change events of the past once more: files, or a part of Kafka's topics. What is done stays done.
+    Replay(replay::Args),
+    /// Write what waits for a file of [archive] now; `run` does so by itself.
+    Archive,
     /// Say what is pending: how many rows, what they wait for, the next due dates, what the breaker would say.
     Plan(plan::Args),
     /// Batch jobs: look at them, forget them.
@@ -168,6 +175,8 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Demo(args) => demo::demo(args).await?,
         Command::Run => run::run(load(Needs::Everything)?).await?,
         Command::Backfill(args) => backfill::backfill(load(Needs::Everything)?, args).await?,
+        Command::Replay(args) => replay::replay(load(Needs::Everything)?, args).await?,
+        Command::Archive => archive::archive(load(Needs::Everything)?).await?,
         Command::Plan(args) => plan::plan(load(Needs::Database)?, args).await?,
         Command::Jobs(args) => jobs::jobs(load(Needs::Database)?, args).await?,
         Command::Capture => capture::capture(load(Needs::Capture)?).await?,

@@ -33,9 +33,7 @@ pub(crate) struct FilesSection {
 impl FilesSection {
     pub(super) fn read(section: &mut Section<'_, '_>) -> Option<Self> {
         let default = files::FilesConfig::new("");
-        let fix = "write path = \"file:///folder\", \"s3://bucket/folder\", \"gs://bucket/folder\" or \
-                   \"az://container/folder\"";
-        let path = section.need_at::<String>("path", fix);
+        let place = read_place(section);
         let (name_place, poll_place) = (section.place("name"), section.place("poll"));
         let name = section.or("name", "files".to_owned());
         if !is_name(&name) {
@@ -57,27 +55,38 @@ impl FilesSection {
         let follow = section.or("follow", default.follow);
         let items_max = section.or("items_max", default.items_max);
         let line_bytes_max = section.or("line_bytes_max", default.line_bytes_max);
-        let options = section.table("options", read_options).unwrap_or_default();
-        let (place, path) = path?;
-        let mut config = files::FilesConfig::new(path.as_str());
-        config.options = options.iter().map(|(name, ..)| (name.as_str(), "unread")).collect();
-        if let Err(error) = config.validate() {
-            let wrong = options.iter().find(
-                |(name, ..)| matches!(&error, files::FilesConfigError::Option(it) if it == name),
-            );
-            match wrong {
-                Some((_, place, _)) => section.problem(
-                    place.clone(),
-                    "this kind of store has no such option",
-                    "write it as the crate object_store names it, such as aws_endpoint, or leave it out",
-                ),
-                None => section.problem(place, format!("{path:?} is no place of files"), fix),
-            }
-            return None;
-        }
-        let options = options.into_iter().map(|(name, _, setting)| (name, setting)).collect();
+        let (path, options) = place?;
         Some(Self { name, path, topic, follow, poll, items_max, line_bytes_max, options })
     }
+}
+
+/// The keys `path` and `options`: a folder, or a part of a bucket.
+pub(super) fn read_place(
+    section: &mut Section<'_, '_>,
+) -> Option<(String, Vec<(String, Setting)>)> {
+    let fix = "write path = \"file:///folder\", \"s3://bucket/folder\", \"gs://bucket/folder\" or \
+               \"az://container/folder\"";
+    let path = section.need_at::<String>("path", fix);
+    let options = section.table("options", read_options).unwrap_or_default();
+    let (place, path) = path?;
+    let mut config = files::FilesConfig::new(path.as_str());
+    config.options = options.iter().map(|(name, ..)| (name.as_str(), "unread")).collect();
+    if let Err(error) = config.validate() {
+        let wrong = options
+            .iter()
+            .find(|(name, ..)| matches!(&error, files::FilesConfigError::Option(it) if it == name));
+        match wrong {
+            Some((_, place, _)) => section.problem(
+                place.clone(),
+                "this kind of store has no such option",
+                "write it as the crate object_store names it, such as aws_endpoint, or leave it out",
+            ),
+            None => section.problem(place, format!("{path:?} is no place of files"), fix),
+        }
+        return None;
+    }
+    let options = options.into_iter().map(|(name, _, setting)| (name, setting)).collect();
+    Some((path, options))
 }
 
 fn read_options(section: &mut Section<'_, '_>) -> Vec<(String, Place, Setting)> {

@@ -5,6 +5,7 @@
 //! connection would show is left to `check --live`.
 
 mod api;
+mod archive;
 mod audit;
 mod capture;
 mod database;
@@ -31,6 +32,7 @@ use std::sync::Arc;
 use tombstream_model::Relation;
 
 pub(crate) use api::ApiSection;
+pub(crate) use archive::ArchiveSection;
 pub(crate) use audit::AuditSection;
 pub(crate) use capture::{Broker, CaptureSection};
 pub(crate) use database::DatabaseConfig;
@@ -66,6 +68,8 @@ pub(crate) struct Config {
     pub(crate) dead_letters: DeadLettersSection,
     pub(crate) audit: AuditSection,
     pub(crate) receipts: ReceiptsSection,
+    /// None: change events are not archived.
+    pub(crate) archive: Option<ArchiveSection>,
     pub(crate) api: ApiSection,
     pub(crate) source: SourceConfig,
     /// None: nothing is captured to a broker.
@@ -149,6 +153,8 @@ impl Config {
         let audit = root.table("audit", AuditSection::read);
         let audit = audit.unwrap_or_else(|| root.absent(AuditSection::read));
         let receipts = root.table("receipts", ReceiptsSection::read).unwrap_or_default();
+        let has_archive = root.has("archive");
+        let archive = root.table("archive", ArchiveSection::read).flatten();
         let api = root.table("api", ApiSection::read);
         let api = api.unwrap_or_else(|| root.absent(ApiSection::read));
         let source = match root.has("source") {
@@ -197,7 +203,8 @@ impl Config {
         let complete = models.len() == written
             && stores.len() == names.len()
             && rehydrate.is_some() == has_rehydrate
-            && capture.is_some() == has_capture;
+            && capture.is_some() == has_capture
+            && archive.is_some() == has_archive;
         let (database, source) = (database?, source?);
         complete.then(|| Self {
             file: String::new(),
@@ -207,6 +214,7 @@ impl Config {
             dead_letters,
             audit,
             receipts,
+            archive,
             api,
             source,
             capture,

@@ -19,7 +19,7 @@ use report::Report;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where the report goes: `table` (standard output), or a file that ends in .jsonl.
+    /// Where the report goes: `table` (standard output), or a file that ends in .jsonl or .parquet.
     #[arg(long, value_name = "FILE", default_value = "table")]
     report: String,
     /// How long something must stay wrong to be reported.

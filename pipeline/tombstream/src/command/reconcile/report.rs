@@ -1,4 +1,4 @@
-//! The report: a table for people, or a line of JSON for each finding.
+//! The report: a table for people, a line of JSON for each finding, or a row of Parquet.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write as _};
@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use serde_json::json;
+#[cfg(feature = "parquet")]
+use tombstream_connectors::files::parquet::{Cell, ColumnKind, TableWriter};
 use tombstream_dataflow::reconcile::{Finding, Tally, Wrong};
 use tombstream_model::Address;
 
@@ -20,7 +22,27 @@ pub(super) enum Report {
         part: PathBuf,
         path: PathBuf,
     },
+    /// The same as a table, whose end tells that it is whole; what was compared is said on standard output.
+    #[cfg(feature = "parquet")]
+    Parquet {
+        table: Box<TableWriter<File>>,
+        part: PathBuf,
+        path: PathBuf,
+    },
 }
+
+/// The columns of a report in Parquet: the fields of its lines.
+#[cfg(feature = "parquet")]
+const COLUMNS: [(&str, ColumnKind); 8] = [
+    ("kind", ColumnKind::Text),
+    ("relation", ColumnKind::Text),
+    ("key", ColumnKind::Text),
+    ("store", ColumnKind::Text),
+    ("address", ColumnKind::Text),
+    ("deletion", ColumnKind::Integer),
+    ("state", ColumnKind::Text),
+    ("is_elsewhere", ColumnKind::Boolean),
+];
 
 impl Report {
     pub(super) fn open(to: &str) -> anyhow::Result<Self> {
@@ -30,10 +52,23 @@ impl Report {
         let path = PathBuf::from(to);
         match path.extension().and_then(|end| end.to_str()) {
             Some("jsonl") => {}
+            #[cfg(feature = "parquet")]
             Some("parquet") => {
-                bail!("--report {to}: Parquet is not written yet; name a file that ends in .jsonl")
+                let part = path.with_extension("parquet.part");
+                let file = File::create(&part)
+                    .with_context(|| format!("--report: {} can't be written", part.display()))?;
+                let table = Box::new(TableWriter::new(file, &COLUMNS)?);
+                return Ok(Self::Parquet { table, part, path });
             }
-            _ => bail!("--report {to}: write `table`, or name a file that ends in .jsonl"),
+            #[cfg(not(feature = "parquet"))]
+            Some("parquet") => {
+                bail!(
+                    "--report {to}: this build writes no Parquet; name a file that ends in .jsonl"
+                )
+            }
+            _ => bail!(
+                "--report {to}: write `table`, or name a file that ends in .jsonl or .parquet"
+            ),
         }
         let part = path.with_extension("jsonl.part");
         let lines = File::create(&part)
@@ -60,6 +95,23 @@ impl Report {
                 serde_json::to_writer(&mut *lines, finding)?;
                 lines.write_all(b"\n")
             }
+            #[cfg(feature = "parquet")]
+            Self::Parquet { table, .. } => {
+                let key: Vec<&str> = finding.key.columns().collect();
+                let (key, address) =
+                    (serde_json::to_string(&key)?, serde_json::to_string(&finding.address)?);
+                let row = [
+                    Cell::Text(finding.kind.as_str()),
+                    Cell::Text(&finding.relation),
+                    Cell::Text(&key),
+                    Cell::Text(&finding.store),
+                    Cell::Text(&address),
+                    finding.deletion.map_or(Cell::Null, |id| Cell::Integer(id.0)),
+                    finding.state.map_or(Cell::Null, |state| Cell::Text(state.as_str())),
+                    Cell::Boolean(finding.is_elsewhere),
+                ];
+                table.push(&row).map_err(io::Error::other)
+            }
         }
     }
 
@@ -80,6 +132,18 @@ impl Report {
                     std::fs::rename(&part, &path)
                 };
                 end(&mut lines).with_context(named)?;
+                println!("{}\n{}: written", summary(tally), path.display());
+                Ok(())
+            }
+            #[cfg(feature = "parquet")]
+            Self::Parquet { table, part, path } => {
+                let named = || format!("the report {}", path.display());
+                let file = table.close().with_context(named)?;
+                let end = || {
+                    file.sync_all()?;
+                    std::fs::rename(&part, &path)
+                };
+                end().with_context(named)?;
                 println!("{}\n{}: written", summary(tally), path.display());
                 Ok(())
             }
@@ -154,7 +218,6 @@ mod tests {
     fn a_report_is_a_table_or_lines_of_json() {
         let refused = |to: &str| Report::open(to).err().map(|error| error.to_string());
         assert!(refused("table").is_none());
-        assert!(refused("out.parquet").unwrap().contains("not written yet"));
         assert!(refused("out.csv").unwrap().contains(".jsonl"));
     }
 
@@ -168,6 +231,31 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         let last: serde_json::Value = serde_json::from_str(text.trim()).unwrap();
         assert_eq!((&last["kind"], &last["missing"]), (&json!("summary"), &json!(0)));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(feature = "parquet")]
+    #[test]
+    fn a_table_of_parquet_has_its_name_only_when_it_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.parquet");
+        let mut report = Report::open(path.to_str().unwrap()).unwrap();
+        let finding = Finding {
+            kind: Wrong::Zombie,
+            relation: "notes".into(),
+            relation_id: tombstream_model::RelationId(0),
+            key: tombstream_model::Key::from_postgres(["a".to_owned(), "1".to_owned()]),
+            store: "search".into(),
+            address: Address::Object { bucket: "b".to_owned().into(), key: "k".to_owned() },
+            deletion: None,
+            state: None,
+            is_elsewhere: false,
+        };
+        report.finding(&finding).unwrap();
+        assert!(!path.exists());
+        report.close(&Tally::default()).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        assert!(bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }
