@@ -37,6 +37,7 @@ mod owe;
 mod plan;
 mod pool;
 mod positions;
+mod re_erase;
 mod rehydrate;
 mod removed;
 mod replication;
@@ -70,6 +71,10 @@ pub use migrate::{MigrateFailure, migrate};
 pub use plan::{Planned, PlannedAges, PlannedBreaker, PlannedRows, PlannedStore, plan};
 pub use pool::{connect, for_a_pooler};
 pub use positions::PgPositions;
+pub use re_erase::{
+    Ending as ReEraseEnding, Erased, ReErase, ReEraseConfig, ReEraseError, ReEraseSpec, RowBack,
+    Standing as ChainStanding, rows_back,
+};
 pub use rehydrate::{RehydrateError, publish_rehydrations};
 pub use replication::{
     Gap, GapReason, Makes, PostgresSource, PrimaryKeys, ReplicationConfig, ReplicationConfigError,
