@@ -27,6 +27,7 @@ mod filter;
 mod finalize;
 mod generation;
 mod guard;
+mod import;
 mod job;
 mod ledger;
 mod letters;
@@ -63,6 +64,7 @@ pub use export::{ReceiptExport, prove, receipts_of};
 pub use filter::{FUNCTIONS as FILTER_FUNCTIONS, FilterError};
 pub use generation::SeenServer;
 pub use guard::{InstallError, install_relation, relation_sql};
+pub use import::{ImportError, Imported, ReceiptImport};
 pub use job::{Job, JobError, JobRow, forget_job, jobs};
 pub use ledger::{LedgerConfig, LedgerStore, PgLedger};
 pub use letters::{Letters, Redrive, Redriven, order_redrive};
@@ -72,8 +74,8 @@ pub use plan::{Planned, PlannedAges, PlannedBreaker, PlannedRows, PlannedStore, 
 pub use pool::{connect, for_a_pooler};
 pub use positions::PgPositions;
 pub use re_erase::{
-    Ending as ReEraseEnding, Erased, ReErase, ReEraseConfig, ReEraseError, ReEraseSpec, RowBack,
-    Standing as ChainStanding, rows_back,
+    ChainStanding, Ending as ReEraseEnding, Erased, ReErase, ReEraseConfig, ReEraseError,
+    ReEraseSpec, RowBack, rows_back,
 };
 pub use rehydrate::{RehydrateError, publish_rehydrations};
 pub use replication::{

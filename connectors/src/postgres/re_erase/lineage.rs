@@ -8,13 +8,13 @@ use super::super::statement::whole;
 use super::super::table::{Table, literal};
 use super::judge::Lineage;
 use super::sql::READ;
-use super::{ReEraseError, Standing};
+use super::{ChainStanding, ReEraseError};
 
 /// Reads both. `blocks` are the hashes of the export's blocks, from the first on.
 pub(super) async fn read(
     pool: &PgPool,
     blocks: &[Hash],
-) -> Result<(Lineage, Standing), ReEraseError> {
+) -> Result<(Lineage, ChainStanding), ReEraseError> {
     let mut transaction = whole(pool, READ).await?;
     let standing = standing(&mut transaction, blocks).await?;
     let was_imported: bool =
@@ -33,7 +33,7 @@ pub(super) async fn read(
 pub(in super::super) async fn standing(
     connection: &mut PgConnection,
     blocks: &[Hash],
-) -> Result<Standing, sqlx::Error> {
+) -> Result<ChainStanding, sqlx::Error> {
     let own: i64 =
         sqlx::query_scalar("select coalesce(max(number), 0) from tombstream.receipt_block")
             .persistent(false)
@@ -60,7 +60,7 @@ pub(in super::super) async fn standing(
             _ => differs = middle,
         }
     }
-    Ok(Standing { common, own, last_entry })
+    Ok(ChainStanding { common, own, last_entry })
 }
 
 /// The newest transaction of this ledger's own receipts that the export has, too. Only where the server is the one

@@ -30,6 +30,7 @@ use super::statement::whole;
 use super::table::key_arrays;
 use judge::{Back, Lineage, judge};
 pub use judge::{Ending, Erased};
+pub(super) use lineage::standing;
 use sql::{BEGIN, READ, Sql};
 
 /// The job's kind in the ledger.
@@ -91,7 +92,7 @@ pub struct RowBack {
 
 /// How the export and this ledger stand to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct ChainStanding {
     /// The last block that both have.
     pub common: i64,
     /// The last block of this ledger.
@@ -108,7 +109,7 @@ pub struct ReErase {
     sql: Vec<Sql>,
     config: ReEraseConfig,
     lineage: Lineage,
-    standing: Standing,
+    standing: ChainStanding,
     /// None: a dry run.
     job: Option<Job>,
     /// How far each range is, and how many receipts or rows of it were looked at.
@@ -149,7 +150,7 @@ impl ReErase {
     }
 
     /// How the export and this ledger stand to each other.
-    pub fn standing(&self) -> Standing {
+    pub fn standing(&self) -> ChainStanding {
         self.standing
     }
 

@@ -21,6 +21,7 @@ mod migrate;
 mod page;
 mod parked;
 mod plan;
+mod re_erase;
 mod receipts;
 mod reconcile;
 mod rehydrations;
@@ -71,6 +72,8 @@ enum Command {
     Backfill(backfill::Args),
     /// Say what is pending: how many rows, what they wait for, the next due dates, what the breaker would say.
     Plan(plan::Args),
+    /// After a backup was restored: flag rows again that were erased since, by an export of their receipts.
+    ReErase(re_erase::Args),
     /// Batch jobs: look at them, forget them.
     Jobs(jobs::Args),
     /// Serve the REST interface.
@@ -169,6 +172,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Run => run::run(load(Needs::Everything)?).await?,
         Command::Backfill(args) => backfill::backfill(load(Needs::Everything)?, args).await?,
         Command::Plan(args) => plan::plan(load(Needs::Database)?, args).await?,
+        Command::ReErase(args) => re_erase::re_erase(load(Needs::Receipts)?, args).await?,
         Command::Jobs(args) => jobs::jobs(load(Needs::Database)?, args).await?,
         Command::Capture => capture::capture(load(Needs::Capture)?).await?,
         Command::Api => api::api(load(Needs::Database)?).await?,

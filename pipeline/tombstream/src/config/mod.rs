@@ -78,6 +78,8 @@ pub(crate) struct Config {
     pub(crate) relations: Arc<[Relation]>,
     /// What the api serves of each relation, in the same order.
     pub(crate) routes: Vec<Option<RouteConfig>>,
+    /// The column that tells when a row of each relation came to be, in the same order.
+    pub(crate) created: Vec<Option<String>>,
 }
 
 /// Which secrets a command needs. The api and the operator's commands hold no store's credentials.
@@ -187,9 +189,11 @@ impl Config {
         }
         let mut models = Vec::new();
         let mut routes = Vec::new();
+        let mut created = Vec::new();
         for relation in relations {
             if let Some(mut targets) = rules::targets(root, &relation, &names, &stores) {
                 routes.push(relation.api.clone());
+                created.push(relation.created.clone());
                 let graces = waiting::graces(root, &relation, &stores, &mut targets);
                 models.push(relation.into_model(targets, graces));
             }
@@ -214,6 +218,7 @@ impl Config {
             stores,
             relations: models.into(),
             routes,
+            created,
         })
     }
 }
