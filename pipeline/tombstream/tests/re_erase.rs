@@ -64,7 +64,7 @@ impl Size {
     /// The suite's, or what the environment asks for.
     fn of_suite() -> Self {
         let erased = std::env::var("TOMBSTREAM_RE_ERASE_ROWS").ok().and_then(|it| it.parse().ok());
-        let erased = erased.unwrap_or(240);
+        let erased = erased.unwrap_or(1_200);
         Self { erased, anew: erased / 20, alive: 30 }
     }
 }
@@ -93,7 +93,7 @@ async fn place(size: Size, created: &str, hashed: bool) -> Place {
         .replace("BUDGET", &budget);
     let columns =
         "id bigserial primary key, gone timestamptz, born timestamptz not null default now()";
-    let place = Place::made_of(columns, &config, &[SECRET]).await;
+    let place = Place::made_of(columns, &config, &[SECRET, ("TOMBSTREAM_ACTOR", "test")]).await;
     let migrated = place.run(&["migrate"]);
     assert!(migrated.status.success(), "{}", text(&migrated.stderr));
     place
@@ -202,6 +202,8 @@ async fn history(place: &mut Place, size: Size) {
     // A receipt behind them: what was written before it is of the backup for certain.
     place.sql("insert into notes (id) values (1000000); update notes set gone = now() where id = 1000000".into()).await;
     place.run_until(anew + 1).await;
+    // It seals, too.
+    place.export("before.jsonl");
     place.back_up().await;
     place.sql(format!("insert into notes (id) select n from generate_series({new}, {}) n", new + anew - 1)).await;
     place.fill(new..new + anew);
@@ -314,6 +316,7 @@ async fn without_a_column_of_creation_the_servers_transactions_show_what_is_of_t
     assert_eq!(of(&report, "alive_anew"), (size.first_old()..new).collect::<Vec<_>>());
     // Nobody was told to import: two histories now, and the command still says the right things.
     place.run_until(4 + 1 + 19).await;
+    place.export("own.jsonl");
     let more = place.run(&[SINCE, &["--job", "again"]].concat());
     assert!(text(&more.stdout).contains("are two histories"), "{}", text(&more.stdout));
     assert_eq!(more.status.code(), Some(3), "{}", text(&more.stderr));
