@@ -44,6 +44,7 @@ mod removed;
 mod replication;
 mod resume;
 mod roles;
+mod schedule;
 mod seal;
 mod statement;
 mod status;
@@ -85,6 +86,7 @@ pub use replication::{
 pub use roles::{
     API_ROLE, ApiRights, PIPELINE_ROLE, check_rights, relation_role_sql, role_sql, run_role_sql,
 };
+pub use schedule::{ScheduleRow, ScheduledResult, ScheduledTurn, schedules, take_turn};
 pub use seal::{SealError, Sealer, Sealing, Turn, sealing};
 pub use status::{
     AuditStatus, DeadLetterRow, OwedStore, PausedRelation, RelationStatus, Status, WaitingRelation,

@@ -1,5 +1,5 @@
 //! What is looked after beside the dataflow: the server's generation, closed deletions, the chain of receipts,
-//! notices to be published, and what is audited (`audit.rs`). Nothing of it holds up a deletion.
+//! notices to be published, what is audited (`audit.rs`), and what is begun by the clock (`schedule.rs`). Nothing of it holds up a deletion.
 
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use tracing::{error, info, warn};
 use crate::audit;
 use crate::command::ledger;
 use crate::config::Config;
+use crate::schedule;
 use crate::wiring::{self, Watched};
 
 /// How often the server is asked which life of it this is.
@@ -36,6 +37,7 @@ impl Upkeep {
     pub(crate) fn start(config: &Config, pool: PgPool, watched: Watched) -> anyhow::Result<Self> {
         let mut tasks = JoinSet::new();
         audit::spawn(&mut tasks, config, &pool, &watched.sinks);
+        schedule::spawn(&mut tasks, config, &pool, &watched.sinks);
         tasks.spawn(watch(watched));
         tasks.spawn(ledger::tidy_hourly(pool.clone(), config.ledger.retention));
         tasks.spawn(seal(Sealer::new(pool.clone())));

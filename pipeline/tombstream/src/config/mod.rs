@@ -11,6 +11,7 @@ mod database;
 mod document;
 mod files;
 mod fluvio;
+mod jobs;
 mod ledger;
 mod pipeline;
 mod postgres_table;
@@ -36,6 +37,7 @@ pub(crate) use capture::{Broker, CaptureSection};
 pub(crate) use database::DatabaseConfig;
 pub(crate) use document::{Place, Problem, Problems};
 pub(crate) use files::FilesSection;
+pub(crate) use jobs::{JobsSection, ReauditJob, ReconcileJob};
 pub(crate) use ledger::{DeadLettersSection, LedgerSection};
 pub(crate) use pipeline::PipelineConfig;
 pub(crate) use postgres_table::PostgresTableSection;
@@ -65,6 +67,7 @@ pub(crate) struct Config {
     pub(crate) ledger: LedgerSection,
     pub(crate) dead_letters: DeadLettersSection,
     pub(crate) audit: AuditSection,
+    pub(crate) jobs: JobsSection,
     pub(crate) receipts: ReceiptsSection,
     pub(crate) api: ApiSection,
     pub(crate) source: SourceConfig,
@@ -150,6 +153,7 @@ impl Config {
         let dead_letters = dead_letters.unwrap_or_else(|| root.absent(DeadLettersSection::read));
         let audit = root.table("audit", AuditSection::read);
         let audit = audit.unwrap_or_else(|| root.absent(AuditSection::read));
+        let jobs = root.table("jobs", JobsSection::read).unwrap_or_default();
         let receipts = root.table("receipts", ReceiptsSection::read).unwrap_or_default();
         let api = root.table("api", ApiSection::read);
         let api = api.unwrap_or_else(|| root.absent(ApiSection::read));
@@ -210,6 +214,7 @@ impl Config {
             ledger,
             dead_letters,
             audit,
+            jobs,
             receipts,
             api,
             source,

@@ -19,8 +19,7 @@ use super::hold::RowArg;
 use crate::config::{Config, Needs, Problems};
 
 pub(super) use checked::CheckedExport;
-#[cfg(feature = "demo")]
-pub(super) use export::export;
+pub(crate) use export::export;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

@@ -1,7 +1,7 @@
 //! `tombstream reconcile`: what is there and should not be, and what should be there and is not.
 
 mod repair;
-mod report;
+pub(crate) mod report;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use super::run::ready;
 use crate::config::Config;
 use crate::wiring;
 use repair::Repair;
-use report::Report;
+pub(crate) use report::{Report, counts};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
