@@ -97,4 +97,4 @@ pub use sweep::{Sweep, SweepBell, SweepConfig};
 pub use tally::{Count, TalliedLedger, Tally};
 pub use tidy::{Retention, Tidied, tidy};
 pub use version::{LedgerVersion, check_version};
-pub use zombies::{Zombie, ZombiesOpened, open_zombies};
+pub use zombies::{Zombie, ZombiesOpened, open_zombies, order_orphans};

@@ -9,6 +9,7 @@ use serde_json::json;
 use tombstream_dataflow::reconcile::{Finding, Tally, Wrong};
 use tombstream_model::Address;
 
+use super::approval::digest;
 use super::summary;
 
 /// A report that is being written.
@@ -73,7 +74,9 @@ impl Report {
         self.end(tally)?;
         writeln!(out, "{}", summary(tally)).context("standard output")?;
         if let Some(path) = path {
-            writeln!(out, "{}: written", path.display()).context("standard output")?;
+            let digest = digest(&path).with_context(|| format!("the report {}", path.display()))?;
+            writeln!(out, "{}: written; its digest is {digest}", path.display())
+                .context("standard output")?;
         }
         out.flush().context("standard output")
     }
