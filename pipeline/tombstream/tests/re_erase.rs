@@ -265,6 +265,7 @@ async fn a_restored_backup_is_erased_again_and_keys_that_were_used_anew_stay() {
     let before = place.count(flagged).await;
     let ended = place.run(&again);
     let said = text(&ended.stdout);
+    println!("{}{said}", text(&imported.stdout));
     match ended.status.code() {
         // It was through before the kill.
         Some(1) => assert!(text(&ended.stderr).contains("is done"), "{}", text(&ended.stderr)),
@@ -339,6 +340,30 @@ async fn rows_of_hashed_receipts_are_found_by_their_hash() {
     assert_eq!(of(&report, "re_erased"), (1..=12).collect::<Vec<_>>());
     assert_eq!(report.last().unwrap()["alive_anew"], 4);
     place.end_with_backup().await;
+}
+
+/// A table that was put back alone, with the ledger as it was: nobody is taken for back who was put back on purpose, unless an
+/// operator says that a table was restored.
+#[tokio::test]
+async fn a_table_that_was_put_back_alone_is_erased_again_by_an_operators_word() {
+    let size = Size { erased: 0, anew: 3, alive: 2 };
+    let mut place = place(size, CREATED, false).await;
+    place.sql("insert into notes (born) select now() - interval '2 days' from generate_series(1, 5)".into()).await;
+    place.fill(1..6);
+    place.sql("create table backup as select * from notes; update notes set gone = now() where id <= 3".into()).await;
+    place.run_until(3).await;
+    place.export("receipts.jsonl");
+    place.sql("insert into notes select * from backup on conflict do nothing".into()).await;
+    let ended = place.run(&[SINCE, &["--report", "report.jsonl"]].concat());
+    assert_eq!(ended.status.code(), Some(3), "{}{}", text(&ended.stdout), text(&ended.stderr));
+    assert_eq!(of(&lines(&place, "report.jsonl"), "ambiguous"), [1, 2, 3]);
+    let said = [SINCE, &["--tables-alone", "--job", "alone", "--report", "alone.jsonl"]].concat();
+    let ended = place.run(&said);
+    assert_eq!(ended.status.code(), Some(0), "{}{}", text(&ended.stdout), text(&ended.stderr));
+    assert_eq!(of(&lines(&place, "alone.jsonl"), "re_erased"), [1, 2, 3]);
+    place.run_until(6).await;
+    assert_eq!(place.count("select count(*) from notes").await, 2);
+    place.end().await;
 }
 
 /// What a person took back stays, and what is no whole export moves nothing.

@@ -51,6 +51,9 @@ pub(super) struct Lineage {
     pub(super) shared_transaction: Option<i64>,
     /// The export has receipts that this ledger did not write: the database was set back.
     pub(super) was_set_back: bool,
+    /// An operator said that tables were put back out of a backup without the ledger. Else who put back a row that this
+    /// ledger removed is a person who wanted it.
+    pub(super) had_tables_alone: bool,
 }
 
 /// What follows for a row.
@@ -111,7 +114,14 @@ pub(super) fn judge(erased: &Erased, back: &Back, lineage: Lineage) -> (Ending, 
             return (Ending::AliveAnew, "it was created after the removal");
         }
         Some(created) if created < erased.claimed_at - MARGIN => {
-            return (Ending::ReErased, "it was created before the claim");
+            return match back.is_known && !lineage.had_tables_alone {
+                true => (
+                    Ending::Ambiguous,
+                    "this ledger removed it, and somebody put it back: a person, or out of a backup of the table \
+                     alone (--tables-alone says that there was one)",
+                ),
+                false => (Ending::ReErased, "it was created before the claim"),
+            };
         }
         _ => {}
     }
@@ -163,9 +173,12 @@ mod tests {
         }
     }
 
-    const SET_BACK: Lineage = Lineage { shared_transaction: Some(500), was_set_back: true };
-    const UNKNOWN: Lineage = Lineage { shared_transaction: None, was_set_back: true };
-    const WHOLE: Lineage = Lineage { shared_transaction: Some(990), was_set_back: false };
+    const UNKNOWN: Lineage =
+        Lineage { shared_transaction: None, was_set_back: true, had_tables_alone: false };
+    const SET_BACK: Lineage = Lineage { shared_transaction: Some(500), ..UNKNOWN };
+    const WHOLE: Lineage =
+        Lineage { shared_transaction: Some(990), was_set_back: false, had_tables_alone: false };
+    const ALONE: Lineage = Lineage { had_tables_alone: true, ..WHOLE };
 
     fn row() -> Back {
         Back { written_by: 600, ..Back::default() }
@@ -187,7 +200,11 @@ mod tests {
             ("written before it", old.clone(), SET_BACK, ReErased),
             ("written before, and by another server's numbers", old.clone(), UNKNOWN, Ambiguous),
             ("created long before", created(50), UNKNOWN, ReErased),
-            ("created long before, and put back by hand", known(created(50)), WHOLE, ReErased),
+            ("created long before, and put back by hand", known(created(50)), WHOLE, Ambiguous),
+            ("put back by hand before the backup", known(created(50)), SET_BACK, Ambiguous),
+            ("put back with its table alone", known(created(50)), ALONE, ReErased),
+            ("with its table alone, and nothing tells it", known(old.clone()), ALONE, Ambiguous),
+            ("created anew beside a table put back", known(created(200)), ALONE, AliveAnew),
             ("created within the hour before", created(100), UNKNOWN, Ambiguous),
             (
                 "created within the hour before, and written before what both have",

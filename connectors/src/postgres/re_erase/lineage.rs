@@ -26,7 +26,8 @@ pub(super) async fn read(
     transaction.rollback().await?;
     let export = i64::try_from(blocks.len()).unwrap_or(i64::MAX);
     let was_set_back = was_imported || standing.common < export;
-    Ok((Lineage { shared_transaction, was_set_back }, standing))
+    let lineage = Lineage { shared_transaction, was_set_back, had_tables_alone: false };
+    Ok((lineage, standing))
 }
 
 /// Both have the blocks up to one, and none behind it: a block holds the hash of the one before.

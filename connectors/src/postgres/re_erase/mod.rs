@@ -46,6 +46,9 @@ pub struct ReEraseSpec {
     pub since: DateTime<Utc>,
     /// The head of the export's chain.
     pub head: Hash,
+    /// Tables were put back out of a backup without the ledger, too.
+    #[serde(default)]
+    pub tables_alone: bool,
 }
 
 /// What else has to be known.
@@ -127,7 +130,8 @@ impl ReErase {
         config: ReEraseConfig,
     ) -> Result<Self, ReEraseError> {
         lineage::check_columns(&pool, &relations, &config.created).await?;
-        let (lineage, standing) = lineage::read(&pool, blocks).await?;
+        let (mut lineage, standing) = lineage::read(&pool, blocks).await?;
+        lineage.had_tables_alone = spec.tables_alone;
         let created = config.created.iter().map(Option::as_deref);
         let sql = relations.iter().zip(created).map(|(it, column)| Sql::new(it, column)).collect();
         let mut job = None;
@@ -487,7 +491,8 @@ async fn order(
     let mut transaction = whole(pool, BEGIN).await?;
     sqlx::query(
         "insert into tombstream.operator_order (actor, action, relation, detail) \
-         select $1, 're-erase', r, jsonb_build_object('job', $3, 'since', $4, 'head', $5) \
+         select $1, 're-erase', r, \
+             jsonb_build_object('job', $3, 'since', $4, 'head', $5, 'tables_alone', $6) \
          from unnest($2::text[]) as r",
     )
     .persistent(false)
@@ -496,6 +501,7 @@ async fn order(
     .bind(name)
     .bind(spec.since.to_rfc3339())
     .bind(spec.head.to_string())
+    .bind(spec.tables_alone)
     .execute(&mut *transaction)
     .await?;
     transaction.commit().await

@@ -48,6 +48,11 @@ pub(super) struct Args {
     /// A head that was kept elsewhere: it must be one of the export's.
     #[arg(long, value_name = "HASH")]
     head: Option<Hash>,
+    /// Tables were put back out of a backup without the ledger: of rows that this ledger removed, and that are there again,
+    /// those are erased again, too, that were created before. Without it they are left to a person: one may have been put
+    /// back on purpose.
+    #[arg(long)]
+    tables_alone: bool,
     /// Say what would be done, and write nothing.
     #[arg(long)]
     dry_run: bool,
@@ -120,7 +125,8 @@ async fn run(config: &Config, args: Args) -> anyhow::Result<Ended> {
              time of creation is compared with it"
         );
     }
-    let spec = ReEraseSpec { since: args.since, head: export.end.head };
+    let head = export.end.head;
+    let spec = ReEraseSpec { since: args.since, head, tables_alone: args.tables_alone };
     let name = args.job.unwrap_or_else(|| {
         format!("re-erase-{}-{}", &export.end.head.to_string()[..12], args.since.timestamp())
     });
