@@ -4,6 +4,8 @@
 
 #[path = "tantivy/fixture.rs"]
 mod fixture;
+#[path = "tantivy/list.rs"]
+mod list;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -75,7 +75,7 @@ fn open_sql(relation: &Relation) -> String {
              do update set targets = d.targets || coalesce( \
                  (select jsonb_agg(e) from jsonb_array_elements(excluded.targets) e \
                      where not d.targets @> jsonb_build_array(e)), '[]') \
-             where d.claimed_at is null and d.state in ('pending', 'parked') and {again} \
+             where d.claimed_at is null and d.state in ('pending', 'parked') and d.removed is not null and {again} \
              returning d.key \
          ) \
          select looked.there, looked.known, opened.key is not null \

@@ -140,7 +140,11 @@ impl PgLedger {
             .await
             .map_err(ledger_error)?;
         transaction.commit().await.map_err(ledger_error)?;
-        let fenced = |(row, token)| self.claimed(row, Fence { token, until }, true);
+        // A row that came back out of a backup left no copies behind: it is no first attempt (S6).
+        let fenced = |(row, token): (ClaimedRow, i64)| {
+            let is_first = !row.cause.is_again();
+            self.claimed(row, Fence { token, until }, is_first)
+        };
         claimed.extend(rows.into_iter().filter_map(fenced));
         Ok(claimed)
     }

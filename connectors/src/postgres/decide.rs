@@ -4,6 +4,7 @@ use tombstream_model::{BreakerLimits, Relation};
 
 use super::guard::is_guarded;
 use super::ledger::ClaimedRow;
+use super::removed::is_again;
 use super::table::{Table, interval, is_held, literal};
 
 /// Decides on a fresh snapshot, and writes: one ledger row for each key that is claimed, hidden, parked, or
@@ -19,6 +20,8 @@ use super::table::{Table, interval, is_held, literal};
 /// parked under another value of the flag may be of this very life, stamped again with an older time: its first
 /// sight counts, too, where that is later.
 /// Nothing is added to a flag: its sum may be out of range.
+///
+/// What is erased again (`re_erase/`) spends nothing of the breaker's budget: it was claimed within it once.
 ///
 /// The breaker's row is locked before the ledger's rows, by everybody, and until the end of the
 /// transaction: what is granted here is spent when the next one asks.
@@ -42,6 +45,7 @@ pub(super) fn decide_sql(relation: &Relation) -> String {
                  {held} as held, \
                  not d.outlived and d.kept_back_at is not null and d.approved_at is null as kept_back, \
                  not d.outlived and d.approved_at is not null as approved, \
+                 not d.outlived and d.again as again, \
                  not d.outlived and d.hidden_at is not null as hidden, \
                  not d.outlived and coalesce(d.waived ? c.refused_store, false) as waived, \
                  greatest(c.flag_at, coalesce(case when not d.outlived then d.first_seen end, \
@@ -49,6 +53,7 @@ pub(super) fn decide_sql(relation: &Relation) -> String {
                      case when d.outlived and d.removed is null then d.first_seen end) as since \
              from c cross join vouched left join lateral ( \
                  select d.id, d.first_seen, d.state = 'claimed' as taken, d.kept_back_at, d.approved_at, \
+                     {again} as again, \
                      d.hidden_at, d.waived, d.removed, d.removed is not null or d.state = 'parked' \
                          and {claimed_flag} is distinct from {flag} as outlived \
                  from tombstream.deletion d where d.relation = {name} and d.key = c.key \
@@ -68,7 +73,7 @@ pub(super) fn decide_sql(relation: &Relation) -> String {
          asked as ( \
              select due.*, coalesce(due in ('hidden', 'claimed') and kept_back, false) as waits, \
                  due in ('hidden', 'claimed') and kept_back is not true and approved is not true \
-                     and hidden is not true as spends \
+                     and hidden is not true and again is not true as spends \
              from due \
          ), \
          budget as materialized ({budget}), \
@@ -122,6 +127,7 @@ pub(super) fn decide_sql(relation: &Relation) -> String {
         held = is_held(&name, "c.key"),
         flag = table.flag_value("c.flag"),
         claimed_flag = table.flag_value("d.flag"),
+        again = is_again("d"),
         grace = interval(relation.grace),
         in_grace = match relation.hide {
             None => "'pending'".to_owned(),

@@ -368,8 +368,20 @@ impl Job {
         counts: &BTreeMap<String, u64>,
     ) -> Result<(), JobError> {
         let mut transaction = whole(&self.pool, BEGIN).await?;
-        self.mine(&mut transaction).await?;
-        self.count(&mut transaction, counts).await?;
+        self.moved_within(&mut transaction, moved, counts).await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// The same, in the transaction that makes it durable.
+    pub(super) async fn moved_within(
+        &self,
+        connection: &mut sqlx::PgConnection,
+        moved: &[Moved],
+        counts: &BTreeMap<String, u64>,
+    ) -> Result<(), JobError> {
+        self.mine(&mut *connection).await?;
+        self.count(&mut *connection, counts).await?;
         sqlx::query(
             "update tombstream.job_range r set at = coalesce(i.at::jsonb, r.at), looked_at = i.looked_at, \
                  is_done = i.is_done \
@@ -383,9 +395,8 @@ impl Job {
         .bind(moved.iter().map(|it| it.at.as_ref().and_then(text)).collect::<Vec<_>>())
         .bind(moved.iter().map(|it| it.looked_at).collect::<Vec<_>>())
         .bind(moved.iter().map(|it| it.is_done).collect::<Vec<_>>())
-        .execute(&mut *transaction)
+        .execute(connection)
         .await?;
-        transaction.commit().await?;
         Ok(())
     }
 

@@ -28,6 +28,7 @@ mod filter;
 mod finalize;
 mod generation;
 mod guard;
+mod import;
 mod job;
 mod ledger;
 mod letters;
@@ -38,12 +39,14 @@ mod owe;
 mod plan;
 mod pool;
 mod positions;
+mod re_erase;
 mod rehydrate;
 mod removed;
 mod replay;
 mod replication;
 mod resume;
 mod roles;
+mod schedule;
 mod seal;
 mod statement;
 mod status;
@@ -65,6 +68,7 @@ pub use export::{ReceiptExport, prove, receipts_of};
 pub use filter::{FUNCTIONS as FILTER_FUNCTIONS, FilterError};
 pub use generation::SeenServer;
 pub use guard::{InstallError, install_relation, relation_sql};
+pub use import::{ImportError, Imported, ReceiptImport};
 pub use job::{Job, JobError, JobRow, forget_job, jobs};
 pub use ledger::{LedgerConfig, LedgerStore, PgLedger};
 pub use letters::{Letters, Redrive, Redriven, order_redrive};
@@ -73,6 +77,10 @@ pub use migrate::{MigrateFailure, migrate};
 pub use plan::{Planned, PlannedAges, PlannedBreaker, PlannedRows, PlannedStore, plan};
 pub use pool::{connect, for_a_pooler};
 pub use positions::PgPositions;
+pub use re_erase::{
+    ChainStanding, Ending as ReEraseEnding, Erased, ReErase, ReEraseConfig, ReEraseError,
+    ReEraseSpec, RowBack, rows_back,
+};
 pub use rehydrate::{RehydrateError, publish_rehydrations};
 pub use replay::{Bygone, ReplayLedger, Replayed};
 pub use replication::{
@@ -82,6 +90,7 @@ pub use replication::{
 pub use roles::{
     API_ROLE, ApiRights, PIPELINE_ROLE, check_rights, relation_role_sql, role_sql, run_role_sql,
 };
+pub use schedule::{ScheduleRow, ScheduledResult, ScheduledTurn, schedules, take_turn};
 pub use seal::{SealError, Sealer, Sealing, Turn, sealing};
 pub use status::{
     AuditStatus, DeadLetterRow, OwedStore, PausedRelation, RelationStatus, Status, WaitingRelation,
@@ -92,4 +101,4 @@ pub use sweep::{Sweep, SweepBell, SweepConfig};
 pub use tally::{Count, TalliedLedger, Tally};
 pub use tidy::{Retention, Tidied, tidy};
 pub use version::{LedgerVersion, check_version};
-pub use zombies::{Zombie, ZombiesOpened, open_zombies};
+pub use zombies::{Zombie, ZombiesOpened, open_zombies, order_orphans};

@@ -155,7 +155,7 @@ fn record_sql(relation: &Relation) -> String {
          order by i.key \
          on conflict (relation, key) where state in ('pending', 'hidden', 'claimed', 'parked') \
          do update set removed = excluded.removed, cause = excluded.cause \
-             where d.claimed_at is null and d.cause in ('flag', 'hard_delete') \
+             where d.claimed_at is null and (d.cause in ('flag', 'hard_delete') or d.removed is null) \
                  and (d.removed is null or d.removed = '{{}}') \
          returning d.key",
         table = table.name(),
@@ -215,7 +215,7 @@ fn due_sql(relation: &Relation) -> String {
 /// Whether a deletion is of what was destroyed before: its addresses are known, and nobody waits for it.
 /// [`DeletionCause::is_again`](tombstream_model::DeletionCause::is_again), in SQL.
 pub(super) fn is_again(alias: &str) -> String {
-    format!("{alias}.cause in ('resurrected', 're_erase')")
+    format!("{alias}.cause in ('resurrected', 're_erase', 'orphan')")
 }
 
 /// Whether a deletion without a row has waited long enough. What is destroyed again had its grace before;

@@ -48,7 +48,7 @@ const fn grant(table: &'static str, pipeline: &'static str, api: &'static str) -
 
 /// Everything in the ledger, by name: what is new has to be judged
 /// (`every_table_of_the_ledger_is_judged`).
-const LEDGER: [Grant; 31] = [
+const LEDGER: [Grant; 33] = [
     grant("migration", "select", "select"),
     grant(
         "deletion",
@@ -88,6 +88,8 @@ const LEDGER: [Grant; 31] = [
     grant("job_range", "select, insert, update, delete", "select"),
     grant("archive_event", "select, insert, delete", ""),
     grant("archive_writer", "select, update", ""),
+    grant("re_erasure", "select", "select"),
+    grant("schedule", "select, insert, update", "select"),
     grant("lease_token", "usage", ""),
 ];
 

@@ -4,6 +4,7 @@ use serde::Serialize;
 use sqlx::PgPool;
 use sqlx::types::Json;
 
+use super::schedule::{self, ScheduleRow};
 use super::seal::{Sealing, sealing_in};
 use super::statement::whole;
 
@@ -20,6 +21,8 @@ pub struct Status {
     pub waiting: Vec<WaitingRelation>,
     /// The parts of the audit's passes.
     pub audit: Vec<AuditStatus>,
+    /// What is begun by the clock.
+    pub schedules: Vec<ScheduleRow>,
     /// How many messages could not be decoded and are not resolved.
     pub dead_letters: i64,
     /// How far the receipts are sealed.
@@ -237,9 +240,11 @@ pub async fn status(pool: &PgPool) -> Result<Status, sqlx::Error> {
     .persistent(false)
     .fetch_all(&mut *snapshot)
     .await?;
+    let schedules =
+        sqlx::query_as(schedule::ROWS).persistent(false).fetch_all(&mut *snapshot).await?;
     let receipts = sealing_in(&mut snapshot).await?;
     snapshot.rollback().await?;
-    Ok(Status { relations, owed, paused, waiting, audit, dead_letters, receipts })
+    Ok(Status { relations, owed, paused, waiting, audit, schedules, dead_letters, receipts })
 }
 
 /// Dead letters with an id above `after`, oldest first, at most `limit`.

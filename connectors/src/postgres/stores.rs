@@ -242,9 +242,9 @@ impl PgLedger {
     }
 
     /// The configured stores of which a deletion's entry knows nothing. Of a hidden one those that go first.
-    /// What is destroyed again is destroyed where it was found, and nowhere else.
+    /// What is destroyed again, without a row, is destroyed where it was found, and nowhere else.
     fn missing(&self, prepared: &Prepared, row: &ClaimedRow) -> BTreeSet<String> {
-        if row.cause.is_again() {
+        if row.cause.is_again() && row.flag.is_empty() {
             return BTreeSet::new();
         }
         let wanted = prepared

@@ -1,4 +1,4 @@
-//! Copies that a comparison found of finalized rows, written down to be destroyed again.
+//! Copies that a comparison found of finalized rows, or of no row at all, written down to be destroyed.
 //!
 //! Owned here: from findings to deletions without a row (`again.rs` decides which). Left to others: the claim,
 //! which looks once more whether the key has a row.
@@ -38,11 +38,13 @@ pub struct ZombiesOpened {
 const NOT_ITS_OWN: &str = "the templates do not lead to an address that the copy was found at, so it may be another \
      row's: look, then retry or waive";
 
-/// Writes a deletion down for each of `batch`, that may be claimed at once.
+/// Writes a deletion down for each of `batch`, that may be claimed at once. `cause` says whether they are of finalized
+/// rows, or orphans of which a person approved.
 pub async fn open_zombies(
     pool: &PgPool,
     relation: &Relation,
     batch: &[Zombie],
+    cause: DeletionCause,
 ) -> Result<ZombiesOpened, LedgerError> {
     let again = |zombie: &Zombie| Again {
         key: zombie.key.clone(),
@@ -55,7 +57,6 @@ pub async fn open_zombies(
     let opened = async {
         let mut transaction = whole(pool, BEGIN).await?;
         let wait = std::time::Duration::ZERO;
-        let cause = DeletionCause::Resurrected;
         let opened = open_again(&mut transaction, relation, &asked, cause, wait).await?;
         transaction.commit().await?;
         Ok(opened)
@@ -72,4 +73,31 @@ pub async fn open_zombies(
         }
     }
     Ok(all)
+}
+
+/// Keeps who approved of which report's orphans, and how many those are.
+pub async fn order_orphans(
+    pool: &PgPool,
+    relations: &[Relation],
+    actor: &str,
+    report: &str,
+    orphans: u64,
+) -> Result<(), LedgerError> {
+    let ordered = async {
+        let mut transaction = whole(pool, BEGIN).await?;
+        sqlx::query(
+            "insert into tombstream.operator_order (actor, action, relation, detail) \
+             select $1, 'approve-orphans', r, jsonb_build_object('report', $3, 'orphans', $4) \
+             from unnest($2::text[]) as r",
+        )
+        .persistent(false)
+        .bind(actor)
+        .bind(relations.iter().map(|relation| &*relation.name).collect::<Vec<_>>())
+        .bind(report)
+        .bind(i64::try_from(orphans).unwrap_or(i64::MAX))
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await
+    };
+    ordered.await.map_err(ledger_error)
 }

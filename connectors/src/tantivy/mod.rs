@@ -20,9 +20,11 @@ mod check;
 mod config;
 mod field;
 mod index;
+mod list;
 mod purge;
 mod sink;
 
 pub use check::{Facts, FieldFacts};
 pub use config::{TantivyConfig, TantivyConfigError};
+pub use list::{TantivyListing, TantivyPart};
 pub use sink::TantivySink;

@@ -14,6 +14,7 @@ mod plan;
 mod pooler;
 mod positions;
 mod race;
+mod re_erase;
 mod receipts;
 mod replication;
 mod roles;

@@ -10,7 +10,7 @@ use tombstream_connectors::postgres::{
     DeletionListing, PgRegistry, RowListing, Zombie, ZombiesOpened, listings, open_zombies,
 };
 use tombstream_model::{
-    Address, Key, Ledger as _, ListedDeletion, ListedRow, Listing, ListingPart as _, Registry as _,
+    Address, DeletionCause, Key, Ledger as _, ListedDeletion, ListedRow, Listing, ListingPart as _, Registry as _,
     Relation, Standing, State, Verdict,
 };
 
@@ -226,7 +226,9 @@ async fn a_zombie_at_a_place_that_no_template_leads_to_is_parked() {
         Zombie { key: key.clone(), targets: vec![("originals".to_owned(), address)], is_elsewhere }
     };
     let batch = [zombie(&alive[0], false), zombie(&gone(1), false), zombie(&gone(2), true)];
-    let opened = open_zombies(&database.pool, &documents(), &batch).await.unwrap();
+    let opened = open_zombies(&database.pool, &documents(), &batch, DeletionCause::Resurrected)
+            .await
+            .unwrap();
     assert_eq!(opened, ZombiesOpened { opened: 2, parked: 1, reused: 1, waits: 0 });
     let states: Vec<(String, Option<String>)> =
         sqlx::query_as("select state, reason from tombstream.deletion order by key")

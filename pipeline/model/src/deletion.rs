@@ -99,18 +99,22 @@ pub enum DeletionCause {
     HardDelete,
     /// The auditor found a copy of a row that is finalized.
     Resurrected,
-    /// Somebody ordered that what was finalized be destroyed again.
+    /// Somebody ordered that what was finalized be destroyed again: its row came back out of a backup.
     ReErase,
+    /// Somebody approved that a copy be destroyed of which there is no row, and which the ledger never knew.
+    Orphan,
 }
 
 impl DeletionCause {
     /// Every cause.
-    pub const ALL: [Self; 4] = [Self::Flag, Self::HardDelete, Self::Resurrected, Self::ReErase];
+    pub const ALL: [Self; 5] =
+        [Self::Flag, Self::HardDelete, Self::Resurrected, Self::ReErase, Self::Orphan];
 
-    /// Whether what is destroyed was destroyed before: known addresses of a row that is gone. It has
-    /// had its grace, its breaker's budget is spent, and that a copy is absent says nothing of a template.
+    /// Whether no row was flagged for it now: what is destroyed was destroyed before, or a person approved of each
+    /// of its addresses. It has had its grace, its breaker's budget is spent, and that a copy is absent says
+    /// nothing of a template.
     pub fn is_again(self) -> bool {
-        matches!(self, Self::Resurrected | Self::ReErase)
+        matches!(self, Self::Resurrected | Self::ReErase | Self::Orphan)
     }
 
     /// The ledger's spelling.
@@ -120,6 +124,7 @@ impl DeletionCause {
             Self::HardDelete => "hard_delete",
             Self::Resurrected => "resurrected",
             Self::ReErase => "re_erase",
+            Self::Orphan => "orphan",
         }
     }
 }
@@ -252,7 +257,7 @@ mod tests {
         let again = DeletionCause::ALL.into_iter().filter(|cause| cause.is_again());
         assert_eq!(
             again.map(DeletionCause::as_str).collect::<Vec<_>>(),
-            ["resurrected", "re_erase"]
+            ["resurrected", "re_erase", "orphan"]
         );
     }
 

@@ -17,6 +17,7 @@ mod change;
 pub mod decode;
 mod deletion;
 pub mod encode;
+mod export;
 mod key;
 mod keyed;
 mod ledger;
@@ -37,6 +38,7 @@ pub use canonical::NotCanonical;
 pub use chain::{Block, Closed, End, Entry, Proof, ProofError, export_header};
 pub use change::{Candidate, Cause, Change, FlagState, FlagValue, Found, Op, RemovedRow};
 pub use deletion::{DeletionCause, DeletionId, State, Verdict};
+pub use export::ExportLine;
 pub use key::{Key, KeyError, KeyKind};
 pub use keyed::KeyedHash;
 pub use ledger::{

@@ -60,13 +60,13 @@ struct Open {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Line {
-    format: Option<String>,
+    pub(crate) format: Option<String>,
     version: Option<u32>,
-    block: Option<Block>,
-    entry: Option<i64>,
-    receipt: Option<Receipt>,
-    closed: Option<Closed>,
-    end: Option<End>,
+    pub(crate) block: Option<Block>,
+    pub(crate) entry: Option<i64>,
+    pub(crate) receipt: Option<Receipt>,
+    pub(crate) closed: Option<Closed>,
+    pub(crate) end: Option<End>,
 }
 
 impl Line {
@@ -162,7 +162,7 @@ impl ChainCheck {
         self.counts.problems += wrong;
     }
 
-    /// What was counted.
+    /// What was counted; its problems alone are counted as they are said.
     pub fn counts(&self) -> Counts {
         self.counts
     }

@@ -9,6 +9,7 @@ mod audit;
 mod command;
 mod config;
 mod http;
+mod schedule;
 mod shutdown;
 mod telemetry;
 mod upkeep;

@@ -1,5 +1,6 @@
 //! What is looked after beside the dataflow: the server's generation, closed deletions, the chain of receipts,
-//! notices to be published, what is audited (`audit.rs`) and archived (`archive.rs`). Nothing of it holds up a deletion.
+//! notices to be published, what is audited (`audit.rs`) and archived (`archive.rs`), and what is begun by the clock
+//! (`schedule.rs`). Nothing of it holds up a deletion.
 
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use crate::archive::Archivist;
 use crate::audit;
 use crate::command::ledger;
 use crate::config::Config;
+use crate::schedule;
 use crate::wiring::{self, Watched};
 
 /// How often the server is asked which life of it this is.
@@ -38,6 +40,7 @@ impl Upkeep {
     pub(crate) fn start(config: &Config, pool: PgPool, watched: Watched) -> anyhow::Result<Self> {
         let mut tasks = JoinSet::new();
         audit::spawn(&mut tasks, config, &pool, &watched.sinks);
+        schedule::spawn(&mut tasks, config, &pool, &watched.sinks);
         tasks.spawn(watch(watched));
         tasks.spawn(ledger::tidy_hourly(pool.clone(), config.ledger.retention));
         tasks.spawn(seal(Sealer::new(pool.clone())));

@@ -22,7 +22,7 @@ use tombstream_connectors::postgres::{
 use tombstream_connectors::postgres_table::{PostgresTableConfig, PostgresTableSink};
 use tombstream_connectors::s3::{self, S3Config, S3Listing, S3Sink};
 #[cfg(feature = "embedded")]
-use tombstream_connectors::tantivy::{TantivyConfig, TantivySink};
+use tombstream_connectors::tantivy::{TantivyConfig, TantivyListing, TantivySink};
 use tombstream_connectors::webhook::{WebhookConfig, WebhookSink};
 use tombstream_dataflow::reconcile::{ErasedListing, ReconcileStore};
 use tombstream_dataflow::{ErasedSink, ErasedSource, Pipeline, ServerClock, StageConfig, Store};
@@ -243,7 +243,10 @@ pub(crate) fn reconcile_store(
                 (Arc::new(ElasticsearchListing::new(Arc::clone(&sink), names)), sink)
             }
             #[cfg(feature = "embedded")]
-            Connected::Tantivy(_) => bail!(not_listed(&store.name, "an index of tantivy")),
+            Connected::Tantivy(sink) => {
+                let fields = searched(config, id).into_values().flatten();
+                (Arc::new(TantivyListing::new(Arc::clone(&sink), fields)), sink)
+            }
             Connected::Webhook(_) => bail!(not_listed(&store.name, "what a webhook tells of")),
             Connected::PostgresTable(_) => {
                 bail!(not_listed(&store.name, "a table of another database"))

@@ -76,7 +76,8 @@ pub struct AuditTally {
 }
 
 impl AuditTally {
-    pub(super) fn add(&mut self, other: Self) {
+    /// Adds another's counts.
+    pub fn add(&mut self, other: Self) {
         self.looked += other.looked;
         self.resurrected += other.resurrected;
         self.parked += other.parked;

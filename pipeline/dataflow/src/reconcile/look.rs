@@ -85,7 +85,7 @@ impl Second<'_> {
         let keys = asked
             .iter()
             .flat_map(|asked| asked.traces.iter().map(|it| (it.relation, it.key.clone())));
-        let known = self.now(keys).await?;
+        let known = self.now(keys.collect()).await?;
         let judged = asked.into_iter().filter_map(|asked| self.judge(asked, &known));
         looked.findings.extend(judged);
         Ok(looked)
@@ -97,7 +97,7 @@ impl Second<'_> {
             Note::Row(relation, _, key) => Some((*relation, key.clone())),
             Note::Deletion(..) | Note::Copy(..) => None,
         });
-        let known = self.now(missing).await?;
+        let known = self.now(missing.collect()).await?;
         let asked = |suspect: Suspect| match &suspect.note {
             Note::Copy(store, listed) => {
                 let (store, address) = (*store, listed.address.clone());
@@ -172,10 +172,7 @@ impl Second<'_> {
         Ok(kept)
     }
 
-    async fn now(
-        &self,
-        keys: impl Iterator<Item = (RelationId, Key)>,
-    ) -> Result<Known, ReconcileError> {
+    async fn now(&self, keys: Vec<(RelationId, Key)>) -> Result<Known, ReconcileError> {
         let mut by_relation: BTreeMap<RelationId, Vec<Key>> = BTreeMap::new();
         for (relation, key) in keys {
             by_relation.entry(relation).or_default().push(key);

@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use timely::worker::Worker;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
@@ -400,10 +400,12 @@ impl Reconcile {
             let suspects = suspects.read().map_err(unread)?;
             let batches = stream::iter(suspects).chunks(BATCH).map(|batch| {
                 let second = &second;
-                async move {
+                let look = async move {
                     let batch: io::Result<Vec<Suspect>> = batch.into_iter().collect();
                     second.look(batch.map_err(unread)?).await
-                }
+                };
+                // Boxed, so that the whole may be sent to another thread: the compiler can't see it else.
+                look.boxed()
             });
             let mut batches = std::pin::pin!(batches.buffered(AT_ONCE));
             while let Some(Looked { findings, unclear }) = batches.try_next().await? {

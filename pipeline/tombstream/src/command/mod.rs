@@ -22,8 +22,9 @@ mod migrate;
 mod page;
 mod parked;
 mod plan;
-mod receipts;
-mod reconcile;
+mod re_erase;
+pub(crate) mod receipts;
+pub(crate) mod reconcile;
 mod rehydrations;
 mod replay;
 mod resume;
@@ -78,6 +79,8 @@ enum Command {
     Archive,
     /// Say what is pending: how many rows, what they wait for, the next due dates, what the breaker would say.
     Plan(plan::Args),
+    /// After a backup was restored: flag rows again that were erased since, by an export of their receipts.
+    ReErase(re_erase::Args),
     /// Batch jobs: look at them, forget them.
     Jobs(jobs::Args),
     /// Serve the REST interface.
@@ -178,6 +181,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Replay(args) => replay::replay(load(Needs::Everything)?, args).await?,
         Command::Archive => archive::archive(load(Needs::Everything)?).await?,
         Command::Plan(args) => plan::plan(load(Needs::Database)?, args).await?,
+        Command::ReErase(args) => re_erase::re_erase(load(Needs::Receipts)?, args).await?,
         Command::Jobs(args) => jobs::jobs(load(Needs::Database)?, args).await?,
         Command::Capture => capture::capture(load(Needs::Capture)?).await?,
         Command::Api => api::api(load(Needs::Database)?).await?,

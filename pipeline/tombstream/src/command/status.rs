@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use anyhow::Context as _;
-use tombstream_connectors::postgres::{self, AuditStatus, Status};
+use tombstream_connectors::postgres::{self, AuditStatus, ScheduleRow, Status};
 
 use crate::config::Config;
 use crate::wiring;
@@ -81,6 +81,9 @@ fn text(status: &Status) -> Result<String, std::fmt::Error> {
     for pass in &status.audit {
         audit(&mut text, pass)?;
     }
+    for job in &status.schedules {
+        writeln!(text, "{}", schedule(job))?;
+    }
     let receipts = &status.receipts;
     if receipts.unsealed > 0 || receipts.blocks > 0 {
         let ago = |seconds: Option<f64>| seconds.map_or("-".to_owned(), age);
@@ -125,6 +128,29 @@ fn audit(text: &mut String, pass: &AuditStatus) -> std::fmt::Result {
         )?;
     }
     Ok(())
+}
+
+/// What is begun by the clock: how it went, and what comes next.
+fn schedule(job: &ScheduleRow) -> String {
+    let mut text = format!("job {} every {}: ", job.name, age(job.every_seconds));
+    match (&job.result, job.ended_seconds_ago) {
+        (Some(result), Some(ago)) => text.push_str(&format!("{result} {} ago", age(ago))),
+        _ => text.push_str("has not ended yet"),
+    }
+    if let Some(took) = job.took_seconds {
+        text.push_str(&format!(", took {}", age(took)));
+    }
+    match &job.run_by {
+        Some(owner) => text.push_str(&format!("; run by {}", owner.escape_debug())),
+        None if job.due_in_seconds >= 0.0 => {
+            text.push_str(&format!("; next in {}", age(job.due_in_seconds)));
+        }
+        None => text.push_str(&format!("; overdue for {}", age(-job.due_in_seconds))),
+    }
+    if job.result.as_deref() != Some("ok") && job.result.is_some() {
+        text.push_str(&format!("\n    {}", job.detail.0));
+    }
+    text
 }
 
 /// Seconds as people read them.
@@ -176,6 +202,19 @@ mod tests {
                 reason: Some("a look could not tell".into()),
                 failure: Some("unavailable".into()),
             }],
+            schedules: vec![ScheduleRow {
+                name: "reconcile".into(),
+                every_seconds: 86_400.0,
+                due_in_seconds: 3_600.5,
+                run_by: None,
+                ended_seconds_ago: Some(82_800.0),
+                took_seconds: Some(12.2),
+                result: Some("found".into()),
+                detail: sqlx::types::Json(serde_json::json!({ "orphans": 2 })),
+                runs: 3,
+                failures: 1,
+                ended_at: None,
+            }],
             dead_letters: 0,
             receipts: Sealing {
                 unsealed: 7,
@@ -193,6 +232,8 @@ mod tests {
                         audit of documents in search after 15m: 70 looked at, 2 came back, 1 reused; 12s behind\n    \
                         it stands still: unavailable\n    \
                         3 to be looked at again, 1 of them unknown for long; one says: a look could not tell\n\
+                        job reconcile every 1day: found 23h ago, took 12s; next in 1h\n    \
+                        {\"orphans\":2}\n\
                         receipts: 7 not sealed (the oldest for 1s); 2 blocks, the last 1m 30s ago\n\
                         dead letters: 0\n";
         assert_eq!(text(&status).unwrap(), expected);

@@ -12,6 +12,7 @@ mod database;
 mod document;
 mod files;
 mod fluvio;
+mod jobs;
 mod ledger;
 mod pipeline;
 mod postgres_table;
@@ -38,6 +39,7 @@ pub(crate) use capture::{Broker, CaptureSection};
 pub(crate) use database::DatabaseConfig;
 pub(crate) use document::{Place, Problem, Problems};
 pub(crate) use files::FilesSection;
+pub(crate) use jobs::{JobsSection, ReauditJob, ReconcileJob};
 pub(crate) use ledger::{DeadLettersSection, LedgerSection};
 pub(crate) use pipeline::PipelineConfig;
 pub(crate) use postgres_table::PostgresTableSection;
@@ -67,6 +69,7 @@ pub(crate) struct Config {
     pub(crate) ledger: LedgerSection,
     pub(crate) dead_letters: DeadLettersSection,
     pub(crate) audit: AuditSection,
+    pub(crate) jobs: JobsSection,
     pub(crate) receipts: ReceiptsSection,
     /// None: change events are not archived.
     pub(crate) archive: Option<ArchiveSection>,
@@ -82,6 +85,8 @@ pub(crate) struct Config {
     pub(crate) relations: Arc<[Relation]>,
     /// What the api serves of each relation, in the same order.
     pub(crate) routes: Vec<Option<RouteConfig>>,
+    /// The column that tells when a row of each relation came to be, in the same order.
+    pub(crate) created: Vec<Option<String>>,
 }
 
 /// Which secrets a command needs. The api and the operator's commands hold no store's credentials.
@@ -152,6 +157,7 @@ impl Config {
         let dead_letters = dead_letters.unwrap_or_else(|| root.absent(DeadLettersSection::read));
         let audit = root.table("audit", AuditSection::read);
         let audit = audit.unwrap_or_else(|| root.absent(AuditSection::read));
+        let jobs = root.table("jobs", JobsSection::read).unwrap_or_default();
         let receipts = root.table("receipts", ReceiptsSection::read).unwrap_or_default();
         let has_archive = root.has("archive");
         let archive = root.table("archive", ArchiveSection::read).flatten();
@@ -193,9 +199,11 @@ impl Config {
         }
         let mut models = Vec::new();
         let mut routes = Vec::new();
+        let mut created = Vec::new();
         for relation in relations {
             if let Some(mut targets) = rules::targets(root, &relation, &names, &stores) {
                 routes.push(relation.api.clone());
+                created.push(relation.created.clone());
                 let graces = waiting::graces(root, &relation, &stores, &mut targets);
                 models.push(relation.into_model(targets, graces));
             }
@@ -213,6 +221,7 @@ impl Config {
             ledger,
             dead_letters,
             audit,
+            jobs,
             receipts,
             archive,
             api,
@@ -222,6 +231,7 @@ impl Config {
             stores,
             relations: models.into(),
             routes,
+            created,
         })
     }
 }

@@ -35,6 +35,9 @@ pub(crate) struct RelationConfig {
     /// Whether it was declared that no text key holds a slash. A prefix reaches everything below it,
     /// and the key `1/2` is below the key `1` (S8).
     pub(crate) key_slashes_forbidden: bool,
+    /// The column that tells when a row came to be. None: after a restored backup nothing tells a row that is back from
+    /// one that was created anew, but the server's own transactions.
+    pub(crate) created: Option<String>,
     /// The topics that carry its changes. Empty: the sweep alone finds its flags.
     pub(crate) topics: Vec<(Place, String)>,
     /// Child tables that a removed row may take along. Empty: none may.
@@ -118,6 +121,17 @@ impl RelationConfig {
             section.or("on_hard_delete", OnHardDeleteLeaf(OnHardDelete::Ignore));
         let key_reuse_forbidden = section.get::<Forbidden>("key_reuse").is_some();
         let key_slashes_forbidden = section.get::<Forbidden>("key_slashes").is_some();
+        let created_place = section.place("created");
+        let created: Option<String> = section.get("created");
+        if let (Some(created), Some(flag)) = (&created, &flag)
+            && *created == flag.column
+        {
+            section.problem(
+                created_place,
+                format!("{created:?} is the flag"),
+                "name a timestamptz column that is set when a row is inserted, and never later; or leave it out",
+            );
+        }
         let topics_place = section.place("topics");
         let topics: Vec<String> = section.or("topics", Vec::new());
         let topics = topics.into_iter().map(|topic| (topics_place.clone(), topic)).collect();
@@ -156,6 +170,7 @@ impl RelationConfig {
             on_hard_delete,
             key_reuse_forbidden,
             key_slashes_forbidden,
+            created,
             topics,
             allow_cascade,
             targets: read.into_iter().collect::<Option<_>>()?,

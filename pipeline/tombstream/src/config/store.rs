@@ -262,6 +262,14 @@ impl StoreKind {
         }
     }
 
+    /// Whether all that is in it can be listed.
+    pub(crate) fn can_list(&self) -> bool {
+        match self {
+            Self::S3(_) | Self::ObjectStore(_) | Self::Elasticsearch(_) | Self::Tantivy(_) => true,
+            Self::Webhook(_) | Self::PostgresTable(_) => false,
+        }
+    }
+
     /// Whether documents may be routed.
     pub(crate) fn has_routing(&self) -> bool {
         match self {

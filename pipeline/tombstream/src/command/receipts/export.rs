@@ -34,7 +34,7 @@ pub(super) async fn to_stdout(config: &Config) -> anyhow::Result<()> {
 }
 
 /// Seals what can be sealed, writes all blocks to `lines`, and shows each receipt to `see`.
-pub(in crate::command) async fn export(
+pub(crate) async fn export(
     pool: &PgPool,
     lines: &mut impl Write,
     mut see: impl FnMut(Receipt),

@@ -3,8 +3,11 @@
 //!
 //! Exit codes of `verify`: 0 all is right, 1 something is wrong or nothing is shown.
 
+mod checked;
 mod export;
 mod find;
+mod import;
+mod lines;
 mod verify;
 
 use std::path::PathBuf;
@@ -15,8 +18,8 @@ use super::Failure;
 use super::hold::RowArg;
 use crate::config::{Config, Needs, Problems};
 
-#[cfg(feature = "demo")]
-pub(super) use export::export;
+pub(super) use checked::CheckedExport;
+pub(crate) use export::export;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -30,6 +33,8 @@ enum What {
     Export,
     /// Check an export or a proof, without any server, and say what is wrong with it.
     Verify(VerifyArgs),
+    /// Bring a ledger that a restored backup set back up to an export, so that its chain goes on from there.
+    Import(ImportArgs),
     /// Print the receipt of a deletion or of a row's deletions, each with the proof that it is in the chain.
     Find(FindArgs),
 }
@@ -44,6 +49,15 @@ struct VerifyArgs {
     /// The file holds proofs, as `find` prints them.
     #[arg(long)]
     proof: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct ImportArgs {
+    /// The export. All of its chain is checked before anything is written.
+    file: PathBuf,
+    /// A head that was kept elsewhere: it must be one of the chain's.
+    #[arg(long, value_name = "HASH")]
+    head: Option<Hash>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -68,6 +82,9 @@ pub(super) async fn receipts(
         What::Export => Ok(export::to_stdout(&load(Needs::Database)?).await?),
         What::Verify(VerifyArgs { file, head, proof: true }) => verify::proofs(&file, head),
         What::Verify(VerifyArgs { file, head, proof: false }) => verify::export(&file, head),
+        What::Import(ImportArgs { file, head }) => {
+            Ok(import::import(&load(Needs::Database)?, &file, head).await?)
+        }
         What::Find(FindArgs { deletion, relation, key }) => {
             let row = relation.map(|relation| RowArg { relation, key });
             find::find(&load(Needs::Receipts)?, deletion, row).await

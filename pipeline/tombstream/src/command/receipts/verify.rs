@@ -4,13 +4,12 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow};
 use tombstream_model::{ChainCheck, Counts, Hash, Proof, ReceiptProblem};
 
+use super::lines::Lines;
 use crate::command::Failure;
 
-/// Longest line that is read: far above a receipt's, far below a machine's memory.
-const LINE_MAX: u64 = 16 << 20;
 /// Problems that are said one by one.
 const SAID_MAX: u64 = 20;
 
@@ -114,19 +113,12 @@ fn lines(file: &Path, take: impl FnMut(&[u8])) -> anyhow::Result<()> {
         .with_context(|| format!("{name} can't be read"))
 }
 
-fn read(mut lines: impl BufRead, mut take: impl FnMut(&[u8])) -> anyhow::Result<()> {
-    let (mut number, mut line) = (0_u64, Vec::new());
-    loop {
-        line.clear();
-        if std::io::Read::take(&mut lines, LINE_MAX).read_until(b'\n', &mut line)? == 0 {
-            return Ok(());
-        }
-        number += 1;
-        if line.pop_if(|end| *end == b'\n').is_none() {
-            bail!("line {number} has no end: the file was cut, or is no list of receipts");
-        }
-        take(&line);
+fn read(lines: impl BufRead, mut take: impl FnMut(&[u8])) -> anyhow::Result<()> {
+    let mut lines = Lines::of(lines);
+    while let Some(line) = lines.next()? {
+        take(line);
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! `tombstream reconcile`: what is there and should not be, and what should be there and is not.
 
+mod approval;
 mod repair;
 mod report;
 
@@ -8,14 +9,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use tombstream_connectors::postgres;
 use tombstream_dataflow::reconcile::{Reconcile, ReconcileConfig, Tally, Wrong};
 
 use super::Failure;
+use super::actor::ActorArg;
 use super::run::ready;
 use crate::config::Config;
 use crate::wiring;
+use approval::Approval;
 use repair::Repair;
-use report::Report;
+pub(crate) use report::{Report, counts};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -44,6 +48,15 @@ pub(super) struct Args {
     /// Mend it afterwards, through the claim.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "KINDS")]
     repair: Vec<Repairable>,
+    /// With --repair orphans: the report of which you have looked at every orphan.
+    #[arg(long, value_name = "FILE", requires = "approve")]
+    of: Option<PathBuf>,
+    /// With --repair orphans: its digest, as it was printed when it was written. What is no orphan any more, or was not in
+    /// that report, is left.
+    #[arg(long, value_name = "DIGEST", requires = "of")]
+    approve: Option<String>,
+    #[command(flatten)]
+    actor: ActorArg,
 }
 
 /// What can be asked to be mended.
@@ -53,15 +66,14 @@ enum Repairable {
     Stragglers,
     /// Copies of finalized rows: deletions without a row are written down, and claimed now.
     Zombies,
-    /// Never: nothing proves whose they are.
+    /// Copies that nobody knows, of one report that you approve: deletions without a row are written down, and claimed
+    /// now.
     Orphans,
 }
 
 pub(super) async fn reconcile(config: Config, args: Args) -> Result<(), Failure> {
+    let approval = approval(&args)?;
     let mut report = Report::open(&args.report)?;
-    for kind in &args.repair {
-        refuse(*kind)?;
-    }
     let pool = match args.repair.is_empty() {
         true => wiring::connect_ledger(&config.database, "tombstream-reconcile").await?,
         // What mends destroys: it starts only where `run` does.
@@ -81,13 +93,15 @@ pub(super) async fn reconcile(config: Config, args: Args) -> Result<(), Failure>
         registry: std::sync::Arc::new(registry.clone()),
         stores: stores(&config, &args)?,
     };
-    let kinds = args.repair.iter().filter_map(|kind| match kind {
-        Repairable::Stragglers => Some(Wrong::Straggler),
-        Repairable::Zombies => Some(Wrong::Zombie),
-        Repairable::Orphans => None,
+    let kinds = args.repair.iter().map(|kind| match kind {
+        Repairable::Stragglers => Wrong::Straggler,
+        Repairable::Zombies => Wrong::Zombie,
+        Repairable::Orphans => Wrong::Orphan,
     });
     let kinds: BTreeSet<Wrong> = kinds.collect();
-    let mut repair = Repair::new(kinds.clone()).context("a temporary file can't be made")?;
+    let approved = approval.as_ref().map_or(0, |approval| approval.len() as u64);
+    let mut repair =
+        Repair::new(kinds.clone(), approval).context("a temporary file can't be made")?;
     let tally = comparison
         .run(&mut |finding| {
             if let Some(repair) = &mut repair {
@@ -100,6 +114,14 @@ pub(super) async fn reconcile(config: Config, args: Args) -> Result<(), Failure>
     report.close(&tally)?;
     let mut left: u64 = tally.found.values().sum();
     if let Some(repair) = repair {
+        let orphans = repair.orphans;
+        if let Some(digest) = &args.approve {
+            println!("repair: {approved} orphans were approved, and {orphans} of them are orphans still");
+            let actor = args.actor.name()?;
+            let relations = &config.relations;
+            let ordered = postgres::order_orphans(&pool, relations, &actor, digest, orphans).await;
+            ordered.context("the approval can't be written down")?;
+        }
         let mended = repair.run(&config, pool, registry).await?;
         println!(
             "repair: {} keys, {} of them finalized; the others wait or need a person: tombstream status, \
@@ -109,13 +131,19 @@ pub(super) async fn reconcile(config: Config, args: Args) -> Result<(), Failure>
         let zombies = mended.zombies;
         if zombies.reused + zombies.waits + zombies.parked > 0 {
             println!(
-                "repair: of the zombies {} are parked, {} have rows again and are left alone, {} wait for another \
+                "repair: of the copies {} are parked, {} have rows again and are left alone, {} wait for another \
                  deletion of their key",
                 zombies.parked, zombies.reused, zombies.waits
             );
         }
         if mended.finalized == mended.keys {
-            left -= kinds.iter().filter_map(|kind| tally.found.get(kind)).sum::<u64>();
+            let of = |kind: &Wrong| match kind {
+                Wrong::Orphan => orphans,
+                Wrong::Straggler | Wrong::Zombie | Wrong::Missing => {
+                    tally.found.get(kind).copied().unwrap_or(0)
+                }
+            };
+            left -= kinds.iter().map(of).sum::<u64>();
         }
     }
     let unclear: u64 = tally.stores.iter().map(|store| store.unclear).sum();
@@ -125,13 +153,17 @@ pub(super) async fn reconcile(config: Config, args: Args) -> Result<(), Failure>
     }
 }
 
-fn refuse(kind: Repairable) -> anyhow::Result<()> {
-    match kind {
-        Repairable::Stragglers | Repairable::Zombies => Ok(()),
-        Repairable::Orphans => bail!(
-            "orphans are reported and never repaired: the ledger never knew them, so nothing proves whose they \
-             are; remove what the report lists yourself"
+/// The approval, where orphans are to be mended, and nowhere else.
+fn approval(args: &Args) -> anyhow::Result<Option<Approval>> {
+    match (args.repair.contains(&Repairable::Orphans), &args.of, &args.approve) {
+        (true, Some(of), Some(approved)) => Approval::read(of, approved).map(Some),
+        (true, ..) => bail!(
+            "orphans are not repaired by themselves: the ledger never knew them, so nothing proves whose they are. Write a \
+             report (--report FILE.jsonl), look at every orphan in it, and approve that very report: --repair orphans \
+             --of FILE.jsonl --approve DIGEST"
         ),
+        (false, None, None) => Ok(None),
+        (false, ..) => bail!("--of and --approve are for --repair orphans alone"),
     }
 }
 

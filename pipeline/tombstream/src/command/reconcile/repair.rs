@@ -1,5 +1,5 @@
 //! What was found goes through the claim. Stragglers as the sweep would bring them: their rows are candidates, or
-//! their deletions are taken over. For zombies deletions without a row are written down first. Nothing is destroyed
+//! their deletions are taken over. For zombies, and for orphans of which a person approved, deletions without a row are written down first. Nothing is destroyed
 //! that the claim did not grant: what was restored since the report, or whose key is used again, stays.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
@@ -15,10 +15,11 @@ use tokio::runtime::Handle;
 use tombstream_connectors::postgres::{self, PgRegistry, Zombie, ZombiesOpened};
 use tombstream_dataflow::reconcile::{Finding, Wrong};
 use tombstream_model::{
-    Address, Candidate, Cause, DeletionId, Found, Key, Mark, Now, Polled, Records, Registry as _,
+    Address, Candidate, Cause, DeletionCause, DeletionId, Found, Key, Mark, Now, Polled, Records, Registry as _,
     RelationId, Source, SourceError, Standing, State,
 };
 
+use super::approval::Approval;
 use crate::config::Config;
 use crate::wiring;
 
@@ -29,7 +30,11 @@ type Noted = (Wrong, RelationId, Key, Option<(DeletionId, State)>, (String, Addr
 /// What is to be mended: a file without a name.
 pub(super) struct Repair {
     kinds: BTreeSet<Wrong>,
+    /// Orphans are mended by it alone.
+    approval: Option<Approval>,
     noted: BufWriter<File>,
+    /// Orphans that were approved, and are orphans still.
+    pub(super) orphans: u64,
 }
 
 /// What came of a repair.
@@ -43,16 +48,28 @@ pub(super) struct Repaired {
 
 impl Repair {
     /// None where nothing is to be mended.
-    pub(super) fn new(kinds: BTreeSet<Wrong>) -> io::Result<Option<Self>> {
+    pub(super) fn new(
+        kinds: BTreeSet<Wrong>,
+        approval: Option<Approval>,
+    ) -> io::Result<Option<Self>> {
         if kinds.is_empty() {
             return Ok(None);
         }
-        Ok(Some(Self { kinds, noted: BufWriter::new(tempfile::tempfile()?) }))
+        let noted = BufWriter::new(tempfile::tempfile()?);
+        Ok(Some(Self { kinds, approval, noted, orphans: 0 }))
     }
 
     pub(super) fn note(&mut self, finding: &Finding) -> io::Result<()> {
         if !self.kinds.contains(&finding.kind) {
             return Ok(());
+        }
+        if finding.kind == Wrong::Orphan {
+            // Invariant (S1): an orphan that was not approved, or is none any more, is never written down;
+            // `orphans_go_by_approval_of_their_report_alone`.
+            if !self.approval.as_ref().is_some_and(|approval| approval.covers(finding)) {
+                return Ok(());
+            }
+            self.orphans += 1;
         }
         let newest = finding.deletion.zip(finding.state);
         let place = (&*finding.store, &finding.address, finding.is_elsewhere);
@@ -103,7 +120,7 @@ impl Repair {
     }
 }
 
-/// Writes deletions down for the zombies of a page that are, or are not, elsewhere.
+/// Writes deletions down for the zombies and orphans of a page that are, or are not, elsewhere.
 async fn open(
     config: &Config,
     pool: &PgPool,
@@ -111,10 +128,19 @@ async fn open(
     wanted: bool,
     opened: &mut ZombiesOpened,
 ) -> anyhow::Result<()> {
-    let mut zombies: BTreeMap<RelationId, BTreeMap<Key, Zombie>> = BTreeMap::new();
+    let cause = |kind: Wrong| match kind {
+        Wrong::Zombie => Some(DeletionCause::Resurrected),
+        Wrong::Orphan => Some(DeletionCause::Orphan),
+        Wrong::Straggler | Wrong::Missing => None,
+    };
+    type Copies = BTreeMap<Key, Zombie>;
+    let mut copies: BTreeMap<(RelationId, &str), (DeletionCause, Copies)> = BTreeMap::new();
     for (kind, relation, key, _, (store, address, is_elsewhere)) in page {
-        if kind == Wrong::Zombie && is_elsewhere == wanted {
-            let of_relation = zombies.entry(relation).or_default();
+        if let Some(cause) = cause(kind)
+            && is_elsewhere == wanted
+        {
+            let of_relation = copies.entry((relation, cause.as_str()));
+            let (_, of_relation) = of_relation.or_insert_with(|| (cause, Copies::new()));
             let zombie = of_relation.entry(key.clone()).or_insert_with(|| Zombie {
                 key,
                 targets: Vec::new(),
@@ -123,10 +149,10 @@ async fn open(
             zombie.targets.push((store, address));
         }
     }
-    for (relation, zombies) in zombies {
-        let zombies: Vec<Zombie> = zombies.into_values().collect();
+    for ((relation, _), (cause, copies)) in copies {
+        let copies: Vec<Zombie> = copies.into_values().collect();
         let relation = &config.relations[usize::from(relation.0)];
-        let more = postgres::open_zombies(pool, relation, &zombies).await?;
+        let more = postgres::open_zombies(pool, relation, &copies, cause).await?;
         opened.opened += more.opened;
         opened.parked += more.parked;
         opened.reused += more.reused;

@@ -11,10 +11,11 @@ use tombstream_connectors::files::parquet::{Cell, ColumnKind, TableWriter};
 use tombstream_dataflow::reconcile::{Finding, Tally, Wrong};
 use tombstream_model::Address;
 
+use super::approval::digest;
 use super::summary;
 
 /// A report that is being written.
-pub(super) enum Report {
+pub(crate) enum Report {
     Table(BufWriter<io::Stdout>),
     /// Written beside its name, which it gets when it is whole.
     Lines {
@@ -45,7 +46,7 @@ const COLUMNS: [(&str, ColumnKind); 8] = [
 ];
 
 impl Report {
-    pub(super) fn open(to: &str) -> anyhow::Result<Self> {
+    pub(crate) fn open(to: &str) -> anyhow::Result<Self> {
         if to == "table" {
             return Ok(Self::Table(BufWriter::new(io::stdout())));
         }
@@ -76,7 +77,7 @@ impl Report {
         Ok(Self::Lines { lines: BufWriter::new(lines), part, path })
     }
 
-    pub(super) fn finding(&mut self, finding: &Finding) -> io::Result<()> {
+    pub(crate) fn finding(&mut self, finding: &Finding) -> io::Result<()> {
         match self {
             Self::Table(table) => writeln!(
                 table,
@@ -117,11 +118,25 @@ impl Report {
 
     /// Says what was compared, and gives a file its name.
     pub(super) fn close(self, tally: &Tally) -> anyhow::Result<()> {
+        let mut out = BufWriter::new(io::stdout());
+        let path = match &self {
+            Self::Table(_) => None,
+            Self::Lines { path, .. } => Some(path.clone()),
+        };
+        self.end(tally)?;
+        writeln!(out, "{}", summary(tally)).context("standard output")?;
+        if let Some(path) = path {
+            let digest = digest(&path).with_context(|| format!("the report {}", path.display()))?;
+            writeln!(out, "{}: written; its digest is {digest}", path.display())
+                .context("standard output")?;
+        }
+        out.flush().context("standard output")
+    }
+
+    /// Gives a file its name.
+    pub(crate) fn end(self, tally: &Tally) -> anyhow::Result<()> {
         match self {
-            Self::Table(mut table) => {
-                writeln!(table, "{}", summary(tally)).context("standard output")?;
-                table.flush().context("standard output")
-            }
+            Self::Table(mut table) => table.flush().context("standard output"),
             Self::Lines { mut lines, part, path } => {
                 let named = || format!("the report {}", path.display());
                 let end = |lines: &mut BufWriter<File>| {
@@ -131,9 +146,7 @@ impl Report {
                     lines.get_ref().sync_all()?;
                     std::fs::rename(&part, &path)
                 };
-                end(&mut lines).with_context(named)?;
-                println!("{}\n{}: written", summary(tally), path.display());
-                Ok(())
+                end(&mut lines).with_context(named)
             }
             #[cfg(feature = "parquet")]
             Self::Parquet { table, part, path } => {
@@ -149,6 +162,12 @@ impl Report {
             }
         }
     }
+}
+
+/// How many of each kind there are, by the names that the last line has.
+pub(crate) fn counts(tally: &Tally) -> serde_json::Map<String, serde_json::Value> {
+    let count = |kind: &Wrong| tally.found.get(kind).copied().unwrap_or(0);
+    Wrong::ALL.iter().map(|kind| (plural(*kind).to_owned(), count(kind).into())).collect()
 }
 
 /// The last line: a report without it is not whole.
