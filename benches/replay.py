@@ -86,7 +86,10 @@ targets = [{{ store = "copies", key = "{{id}}" }}]
 """)
     subprocess.run([binary, "migrate", "--config", str(folder / "tombstream.toml")], check=True, env=environment(),
                    stdout=subprocess.DEVNULL)
-    write(folder, count)
+    made = folder / f"made-{count}"
+    if not made.exists():
+        write(folder, count)
+        made.touch()
     found = {form: [] for form in ("jsonl", "parquet")}
     for _ in range(rounds):
         for form, runs in found.items():

@@ -193,7 +193,7 @@ async fn a_replay_of_a_finished_topic_sends_no_destructive_request() -> Result<(
         ("replayed", &["replay", "--kafka", "--json"]),
     ] {
         let started = Instant::now();
-        let output = program.output(arguments).await?;
+        let output = program.output_within(patience, arguments).await?;
         let took = started.elapsed();
         let said = String::from_utf8_lossy(&output.stdout);
         let report: serde_json::Value =

@@ -79,11 +79,16 @@ impl Program {
 
     /// Runs a command that ends by itself, however it ends: its exit code and all it said.
     pub async fn output(&self, arguments: &[&str]) -> Result<Output> {
+        self.output_within(READY_MAX, arguments).await
+    }
+
+    /// The same of a command that may take longer.
+    pub async fn output_within(&self, patience: Duration, arguments: &[&str]) -> Result<Output> {
         let output = self.command(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
-        match tokio::time::timeout(READY_MAX, output).await {
+        match tokio::time::timeout(patience, output).await {
             Ok(output) => output.with_context(|| format!("can't run {}", self.binary.display())),
             Err(_) => {
-                bail!("`tombstream {}` did not end within {READY_MAX:?}", arguments.join(" "))
+                bail!("`tombstream {}` did not end within {patience:?}", arguments.join(" "))
             }
         }
     }
