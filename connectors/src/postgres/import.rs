@@ -185,11 +185,7 @@ impl ReceiptImport {
             let at = sqlx::AssertSqlSafe(format!(
                 "select setval({sequence}, greatest($1, nextval({sequence})))"
             ));
-            sqlx::query(at)
-                .persistent(false)
-                .bind(least)
-                .execute(&mut *self.transaction)
-                .await?;
+            sqlx::query(at).persistent(false).bind(least).execute(&mut *self.transaction).await?;
         }
         self.transaction.commit().await?;
         Ok(self.imported)

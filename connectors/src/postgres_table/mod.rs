@@ -14,9 +14,11 @@ mod answer;
 mod catalogue;
 mod check;
 mod config;
+mod list;
 mod sink;
 mod statement;
 
 pub use check::PostgresTableFacts;
 pub use config::{PostgresTableConfig, PostgresTableConfigError};
+pub use list::{PostgresTableListing, PostgresTablePart};
 pub use sink::PostgresTableSink;

@@ -13,7 +13,7 @@ pub(super) struct Statements {
 }
 
 /// An identifier, quoted so that any name is one.
-fn ident(name: &str) -> String {
+pub(super) fn ident(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 

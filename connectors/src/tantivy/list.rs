@@ -152,8 +152,7 @@ impl Values {
                 all.filter_map(|value| {
                     let text = value.as_str().map(str::to_owned);
                     let number = || value.as_u64().map(|number| number.to_string());
-                    text.or_else(number)
-                        .or_else(|| value.as_i64().map(|number| number.to_string()))
+                    text.or_else(number).or_else(|| value.as_i64().map(|number| number.to_string()))
                 })
                 .collect()
             }

@@ -10,8 +10,8 @@ use tombstream_connectors::postgres::{
     DeletionListing, PgRegistry, RowListing, Zombie, ZombiesOpened, listings, open_zombies,
 };
 use tombstream_model::{
-    Address, DeletionCause, Key, Ledger as _, ListedDeletion, ListedRow, Listing, ListingPart as _, Registry as _,
-    Relation, Standing, State, Verdict,
+    Address, DeletionCause, Key, Ledger as _, ListedDeletion, ListedRow, Listing, ListingPart as _,
+    Registry as _, Relation, Standing, State, Verdict,
 };
 
 use super::support::{DOCUMENTS, Database, all, candidates, documents};
@@ -227,8 +227,8 @@ async fn a_zombie_at_a_place_that_no_template_leads_to_is_parked() {
     };
     let batch = [zombie(&alive[0], false), zombie(&gone(1), false), zombie(&gone(2), true)];
     let opened = open_zombies(&database.pool, &documents(), &batch, DeletionCause::Resurrected)
-            .await
-            .unwrap();
+        .await
+        .unwrap();
     assert_eq!(opened, ZombiesOpened { opened: 2, parked: 1, reused: 1, waits: 0 });
     let states: Vec<(String, Option<String>)> =
         sqlx::query_as("select state, reason from tombstream.deletion order by key")

@@ -13,9 +13,12 @@ use proxy::Proxy;
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor as _};
 use tombstream_connectors::Secret;
-use tombstream_connectors::postgres_table::{PostgresTableConfig, PostgresTableSink};
+use tombstream_connectors::postgres_table::{
+    PostgresTableConfig, PostgresTableListing, PostgresTableSink,
+};
 use tombstream_model::{
-    Address, DeletionId, Fence, Outcome, Presence, Sink, SinkError, StoreId, Target, Verdict,
+    Address, DeletionId, Fence, Listed, Listing as _, ListingError, ListingPart as _, Outcome,
+    Presence, Sink, SinkError, StoreId, Target, Verdict,
 };
 use tombstream_testing::conformance::sink::{self as conformance, SinkFixture};
 
@@ -531,5 +534,75 @@ async fn a_check_tells_what_an_operator_should_mend() {
     let facts = sound.sink().check(&[vec!["id", "tenant"]]).await.unwrap();
     assert!(facts.problems.is_empty() && facts.concerns.is_empty(), "{facts:?}");
     sound.remove().await;
+    database.remove().await;
+}
+
+async fn all(config: PostgresTableConfig, shapes: &[&[&str]]) -> Result<Vec<Listed>, ListingError> {
+    let sink = Arc::new(PostgresTableSink::new(config).unwrap());
+    let shapes = shapes.iter().map(|shape| shape.iter().map(|it| (*it).to_owned()).collect());
+    let mut listed = Vec::new();
+    for mut part in PostgresTableListing::new(sink, shapes).parts(4, &[]).await? {
+        while let Some(page) = part.next().await? {
+            listed.extend(page);
+        }
+    }
+    Ok(listed)
+}
+
+/// Of one moment, whatever is written meanwhile; an address of several rows is one place.
+#[tokio::test]
+async fn every_row_of_a_table_is_listed_once() {
+    let database = Database::new(COPIES).await;
+    database
+        .run("insert into copies select n % 7, 'it''s ' || n, null from generate_series(1, 5000) n")
+        .await;
+    let listed = all(database.config(), &[&["id", "tenant"]]).await.unwrap();
+    assert_eq!(listed.len(), 5_000);
+    let of = |tenant: &str, id: &str| {
+        let columns = [("id", id), ("tenant", tenant)];
+        let columns = columns.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Address::Row { table: "public.copies".into(), columns: columns.into() }
+    };
+    assert_eq!(listed.iter().filter(|it| it.address == of("3", "it's 4588")).count(), 1);
+    let mut many = database.config();
+    many.many = true;
+    assert_eq!(all(many.clone(), &[&["tenant"]]).await.unwrap().len(), 7);
+    assert!(all(many, &[&["body"]]).await.unwrap().is_empty(), "nothing in it is no address");
+    // A listing that has begun shows what was there when it began.
+    let sink = Arc::new(database.sink());
+    let shape = vec!["id".to_owned(), "tenant".to_owned()];
+    let mut parts = PostgresTableListing::new(sink, [shape]).parts(1, &[]).await.unwrap();
+    let mut seen = parts[0].next().await.unwrap().unwrap().len();
+    database.run("delete from copies where tenant < 3").await;
+    while let Some(page) = parts[0].next().await.unwrap() {
+        seen += page.len();
+    }
+    assert_eq!(seen, 5_000);
+    drop(parts);
+    database.remove().await;
+}
+
+/// What can't be shown whole is no listing (S6).
+#[tokio::test]
+async fn a_table_that_does_not_show_all_is_no_listing() {
+    let database = Database::new(COPIES).await;
+    database
+        .run(
+            "insert into copies values (1, 'a', 'b'); alter table copies enable row level security",
+        )
+        .await;
+    assert!(all(database.config(), &[&["none"]]).await.is_err());
+    let mut missing = database.config();
+    missing.name = "nowhere".to_owned();
+    assert!(matches!(
+        all(missing, &[&["id"]]).await,
+        Err(ListingError::Store(SinkError::Missing(_)))
+    ));
+    let (hidden, role) = database
+        .as_role("grant usage on schema public to $role; grant select on copies to $role")
+        .await;
+    let said = all(hidden, &[&["id", "tenant"]]).await.unwrap_err().to_string();
+    assert!(!said.is_empty(), "a policy hides rows: {said}");
+    database.drop_role(&role).await;
     database.remove().await;
 }

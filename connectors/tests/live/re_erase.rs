@@ -52,8 +52,7 @@ async fn begin_on(
     job: &str,
     created: Option<&str>,
 ) -> Result<ReErase, ReEraseError> {
-    let spec =
-        ReEraseSpec { since: DateTime::UNIX_EPOCH, head: Hash::ZERO, tables_alone: false };
+    let spec = ReEraseSpec { since: DateTime::UNIX_EPOCH, head: Hash::ZERO, tables_alone: false };
     let config = ReEraseConfig {
         created: vec![created.map(str::to_owned)],
         keyed: None,
@@ -61,7 +60,7 @@ async fn begin_on(
         is_dry: false,
     };
     let relations = Arc::from([relation.clone()]);
-    ReErase::begin(pool, relations, (job, &spec), &[], "test", config).await
+    ReErase::begin(pool, relations, (job, &spec), (&[], 0), "test", config).await
 }
 
 async fn run(
@@ -213,10 +212,8 @@ async fn a_partitioned_table_holds_and_flags_that_are_there() {
     database.pool.execute(AssertSqlSafe(sql)).await.unwrap();
     database.hold(&key("b", 2)).await;
     let tenants = ["a", "b", "b", "b", "b", "b", "b"];
-    let batch: Vec<(Key, Erased)> = (1..=7)
-        .zip(tenants)
-        .map(|(n, tenant)| (key(tenant, n), erased(n, Some(&flag))))
-        .collect();
+    let batch: Vec<(Key, Erased)> =
+        (1..=7).zip(tenants).map(|(n, tenant)| (key(tenant, n), erased(n, Some(&flag)))).collect();
     let found = run(&database, &relation, "one", &batch).await;
     assert_eq!(
         endings(&found),

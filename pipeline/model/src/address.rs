@@ -732,6 +732,11 @@ impl AddressTemplate {
                 .filter(|(name, _)| name == field)
                 .flat_map(|(_, value)| one(value, found_routing.as_deref()))
                 .collect(),
+            (Self::Row { table, columns }, Address::Row { table: found, columns: texts })
+                if table == found =>
+            {
+                self.trace_row(columns, texts, key).into_iter().collect()
+            }
             _ => Vec::new(),
         }
     }
@@ -748,7 +753,7 @@ impl AddressTemplate {
             | Self::Prefix { prefix: it, .. }
             | Self::Document { id: it, .. }
             | Self::Field { value: it, .. } => it,
-            // Nobody lists them.
+            // Nobody lists the first, and a row has several texts.
             Self::Item { .. } | Self::Row { .. } => return None,
         };
         let told = template.take_apart(text)?;
@@ -780,12 +785,46 @@ impl AddressTemplate {
         if !is_there {
             return None;
         }
-        let texts: Option<Vec<&str>> = key.iter().map(|column| value(&column.name)).collect();
-        let texts = texts?;
-        let canonical =
-            Key::new(key.iter().map(|column| column.kind), texts.iter().copied()).ok()?;
-        canonical.columns().eq(texts.iter().copied()).then_some((address, canonical))
+        told_key(key, value).map(|key| (address, key))
     }
+
+    /// A row's columns, each taken apart, and all put together again.
+    fn trace_row(
+        &self,
+        templates: &BTreeMap<String, Template>,
+        texts: &BTreeMap<String, String>,
+        key: &[KeyColumn],
+    ) -> Option<(Address, Key)> {
+        if !templates.keys().eq(texts.keys()) {
+            return None;
+        }
+        let mut told: Vec<(&str, &str)> = Vec::new();
+        for (template, text) in templates.values().zip(texts.values()) {
+            for (name, value) in template.take_apart(text)? {
+                match told.iter().find(|(known, _)| *known == name) {
+                    Some((_, known)) if *known != value => return None,
+                    Some(_) => {}
+                    None => told.push((name, value)),
+                }
+            }
+        }
+        let (names, values): (Vec<_>, Vec<_>) =
+            told.iter().map(|(name, value)| (*name, Some(*value))).unzip();
+        let address = self.resolve(Row { columns: &names, values: &values }).ok()?;
+        if !matches!(&address, Address::Row { columns, .. } if columns == texts) {
+            return None;
+        }
+        let value = |name: &str| told.iter().find(|(known, _)| *known == name).map(|(_, it)| *it);
+        told_key(key, value).map(|key| (address, key))
+    }
+}
+
+/// The key that the columns of a copy tell, if they tell all of it, spelled as Postgres spells it.
+fn told_key<'t>(columns: &[KeyColumn], value: impl Fn(&str) -> Option<&'t str>) -> Option<Key> {
+    let texts: Option<Vec<&str>> = columns.iter().map(|column| value(&column.name)).collect();
+    let texts = texts?;
+    let key = Key::new(columns.iter().map(|column| column.kind), texts.iter().copied()).ok()?;
+    key.columns().eq(texts.iter().copied()).then_some(key)
 }
 
 /// Refuses the names that Elasticsearch expands: wildcards, lists, exclusions, date math, `_all`.

@@ -598,3 +598,37 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_row_of_a_table_is_traced_by_all_of_its_columns_together() {
+    use tombstream_model::{Key, KeyColumn, KeyKind, Listed};
+    let id = [KeyColumn { name: "id".to_owned(), kind: KeyKind::Bigint }];
+    let row = |columns: &[(&str, &str)]| AddressTemplate::Row {
+        table: "public.copies".into(),
+        columns: columns.iter().map(|(name, it)| ((*name).to_owned(), template(it))).collect(),
+    };
+    let listed = |columns: &[(&str, &str)]| Listed {
+        address: Address::Row {
+            table: "public.copies".into(),
+            columns: columns.iter().map(|(name, it)| ((*name).into(), (*it).into())).collect(),
+        },
+        fields: Vec::new(),
+    };
+    let note = row(&[("kind", "note"), ("note", "{id}")]);
+    let copy = listed(&[("kind", "note"), ("note", "7")]);
+    let key = Key::from_postgres(["7".to_owned()]);
+    assert_eq!(note.trace(&copy, &id), [(copy.address.clone(), key)]);
+    for other in [
+        &[("kind", "other"), ("note", "7")][..],
+        &[("note", "7")],
+        &[("kind", "note"), ("id", "7")],
+        // No row has such a key.
+        &[("kind", "note"), ("note", "07")],
+        &[("kind", "note"), ("note", "x")],
+    ] {
+        assert_eq!(note.trace(&listed(other), &id), [], "{other:?}");
+    }
+    let twice = row(&[("a", "{id}"), ("b", "x{id}")]);
+    assert_eq!(twice.trace(&listed(&[("a", "7"), ("b", "x7")]), &id).len(), 1);
+    assert_eq!(twice.trace(&listed(&[("a", "7"), ("b", "x8")]), &id), []);
+}

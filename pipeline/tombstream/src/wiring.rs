@@ -19,7 +19,9 @@ use tombstream_connectors::postgres::{
     self, Audit, AuditConfig, LedgerConfig, LedgerStore, Letters, PgLedger, PgPositions,
     PostgresSource, ReplicationConfig, Scope, Sweep, SweepBell, SweepConfig,
 };
-use tombstream_connectors::postgres_table::{PostgresTableConfig, PostgresTableSink};
+use tombstream_connectors::postgres_table::{
+    PostgresTableConfig, PostgresTableListing, PostgresTableSink,
+};
 use tombstream_connectors::s3::{self, S3Config, S3Listing, S3Sink};
 #[cfg(feature = "embedded")]
 use tombstream_connectors::tantivy::{TantivyConfig, TantivyListing, TantivySink};
@@ -248,8 +250,9 @@ pub(crate) fn reconcile_store(
                 (Arc::new(TantivyListing::new(Arc::clone(&sink), fields)), sink)
             }
             Connected::Webhook(_) => bail!(not_listed(&store.name, "what a webhook tells of")),
-            Connected::PostgresTable(_) => {
-                bail!(not_listed(&store.name, "a table of another database"))
+            Connected::PostgresTable(sink) => {
+                let shapes = shapes(config, id);
+                (Arc::new(PostgresTableListing::new(Arc::clone(&sink), shapes)), sink)
             }
         };
     Ok(ReconcileStore {
@@ -291,6 +294,21 @@ fn searched(config: &Config, id: StoreId) -> BTreeMap<Arc<str>, Vec<Arc<str>>> {
         }
     }
     names
+}
+
+/// The columns by which a store's rows are found, as each target names them.
+fn shapes(config: &Config, id: StoreId) -> Vec<Vec<String>> {
+    let targets = config.relations.iter().flat_map(|relation| &relation.targets);
+    let of_store = targets.filter(|target| target.store == id);
+    let shape = of_store.filter_map(|target| match &target.address {
+        AddressTemplate::Row { columns, .. } => Some(columns.keys().cloned().collect()),
+        AddressTemplate::Object { .. }
+        | AddressTemplate::Prefix { .. }
+        | AddressTemplate::Document { .. }
+        | AddressTemplate::Field { .. }
+        | AddressTemplate::Item { .. } => None,
+    });
+    shape.collect()
 }
 
 /// Files, with their positions in the ledger.

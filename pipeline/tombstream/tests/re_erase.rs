@@ -17,7 +17,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
 use support::{Place, terminate, text, until_within};
 
 /// How long anything here may take before the test fails.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The breaker has room for what is deleted once, and the absent share for few copies that are not there.
 const CONFIG: &str = r#"
@@ -87,10 +87,8 @@ async fn place(size: Size, created: &str, hashed: bool) -> Place {
         false => "",
     };
     let budget = (size.erased + 3 * size.anew).to_string();
-    let config = CONFIG
-        .replace("CREATED", created)
-        .replace("RECEIPTS", receipts)
-        .replace("BUDGET", &budget);
+    let config =
+        CONFIG.replace("CREATED", created).replace("RECEIPTS", receipts).replace("BUDGET", &budget);
     let columns =
         "id bigserial primary key, gone timestamptz, born timestamptz not null default now()";
     let place = Place::made_of(columns, &config, &[SECRET, ("TOMBSTREAM_ACTOR", "test")]).await;
@@ -197,7 +195,9 @@ async fn history(place: &mut Place, size: Size) {
     place.fill(1..old + anew);
     place.sql(format!("update notes set gone = now() where id >= {old}")).await;
     place.run_until(anew).await;
-    place.sql(format!("insert into notes (id) select n from generate_series({old}, {}) n", new - 1)).await;
+    place
+        .sql(format!("insert into notes (id) select n from generate_series({old}, {}) n", new - 1))
+        .await;
     place.fill(old..new);
     // A receipt behind them: what was written before it is of the backup for certain.
     place.sql("insert into notes (id) values (1000000); update notes set gone = now() where id = 1000000".into()).await;
@@ -205,19 +205,35 @@ async fn history(place: &mut Place, size: Size) {
     // It seals, too.
     place.export("before.jsonl");
     place.back_up().await;
-    place.sql(format!("insert into notes (id) select n from generate_series({new}, {}) n", new + anew - 1)).await;
+    place
+        .sql(format!(
+            "insert into notes (id) select n from generate_series({new}, {}) n",
+            new + anew - 1
+        ))
+        .await;
     place.fill(new..new + anew);
-    place.sql(format!("update notes set gone = now() where id <= {erased} or id between {new} and {}", new + anew - 1)).await;
+    place
+        .sql(format!(
+            "update notes set gone = now() where id <= {erased} or id between {new} and {}",
+            new + anew - 1
+        ))
+        .await;
     place.run_until(erased + 2 * anew + 1).await;
     assert_eq!(place.count("select count(*) from notes").await, alive + anew);
     place.export("receipts.jsonl");
     place.restore().await;
     assert_eq!(place.count("select count(*) from notes").await, erased + alive + anew);
-    place.sql(format!("insert into notes (id) select n from generate_series({new}, {}) n", new + anew - 1)).await;
+    place
+        .sql(format!(
+            "insert into notes (id) select n from generate_series({new}, {}) n",
+            new + anew - 1
+        ))
+        .await;
     place.fill(new..new + anew);
 }
 
-const SINCE: &[&str] = &["re-erase", "--since", "2020-01-01T00:00:00Z", "--ledger", "receipts.jsonl"];
+const SINCE: &[&str] =
+    &["re-erase", "--since", "2020-01-01T00:00:00Z", "--ledger", "receipts.jsonl"];
 const RECEIPTS: &str = "select count(*) from tombstream.receipt";
 
 fn lines(place: &Place, file: &str) -> Vec<Value> {
@@ -258,8 +274,10 @@ async fn a_restored_backup_is_erased_again_and_keys_that_were_used_anew_stay() {
     let flagged = "select count(*) from notes where gone is not null";
     let again = [SINCE, &["--report", "report.jsonl"]].concat();
     let begun = Instant::now();
-    let mut killed = place.command(&again).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    until_within(PATIENCE, "a part is done", async || place.count(flagged).await > erased / 4).await;
+    let mut killed =
+        place.command(&again).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until_within(PATIENCE, "a part is done", async || place.count(flagged).await > erased / 4)
+        .await;
     killed.kill().unwrap();
     killed.wait().unwrap();
     let before = place.count(flagged).await;
@@ -277,7 +295,10 @@ async fn a_restored_backup_is_erased_again_and_keys_that_were_used_anew_stay() {
             assert_eq!(report.last().unwrap()["ambiguous"], 0, "{said}");
         }
     }
-    println!("{before} of {erased} were flagged at the kill; flagged in {:.1} s", begun.elapsed().as_secs_f64());
+    println!(
+        "{before} of {erased} were flagged at the kill; flagged in {:.1} s",
+        begun.elapsed().as_secs_f64()
+    );
     assert_eq!(place.count(flagged).await, erased);
 
     let begun = Instant::now();
@@ -292,7 +313,8 @@ async fn a_restored_backup_is_erased_again_and_keys_that_were_used_anew_stay() {
 
     // One chain: the old head is still in it.
     place.export("after.jsonl");
-    let head = lines(&place, "receipts.jsonl").pop().unwrap()["end"]["head"].as_str().unwrap().to_owned();
+    let head =
+        lines(&place, "receipts.jsonl").pop().unwrap()["end"]["head"].as_str().unwrap().to_owned();
     let verified = place.run(&["receipts", "verify", "after.jsonl", "--head", &head]);
     assert!(verified.status.success(), "{}", text(&verified.stderr));
     place.end_with_backup().await;
@@ -322,7 +344,11 @@ async fn without_a_column_of_creation_the_servers_transactions_show_what_is_of_t
     assert!(text(&more.stdout).contains("are two histories"), "{}", text(&more.stdout));
     assert_eq!(more.status.code(), Some(3), "{}", text(&more.stderr));
     let refused = place.run(&["receipts", "import", "receipts.jsonl"]);
-    assert!(text(&refused.stderr).contains("two histories can't be one"), "{}", text(&refused.stderr));
+    assert!(
+        text(&refused.stderr).contains("two histories can't be one"),
+        "{}",
+        text(&refused.stderr)
+    );
     place.end_with_backup().await;
 }
 
@@ -348,7 +374,12 @@ async fn rows_of_hashed_receipts_are_found_by_their_hash() {
 async fn a_table_that_was_put_back_alone_is_erased_again_by_an_operators_word() {
     let size = Size { erased: 0, anew: 3, alive: 2 };
     let mut place = place(size, CREATED, false).await;
-    place.sql("insert into notes (born) select now() - interval '2 days' from generate_series(1, 5)".into()).await;
+    place
+        .sql(
+            "insert into notes (born) select now() - interval '2 days' from generate_series(1, 5)"
+                .into(),
+        )
+        .await;
     place.fill(1..6);
     place.sql("create table backup as select * from notes; update notes set gone = now() where id <= 3".into()).await;
     place.run_until(3).await;
@@ -379,7 +410,7 @@ async fn a_restored_row_stays_and_a_spoiled_export_is_not_believed() {
     let cut: String = whole.lines().take(3).map(|line| format!("{line}\n")).collect();
     for wrong in [spoiled.as_str(), &cut, "", "garbage\n"] {
         std::fs::write(&path, wrong).unwrap();
-        for command in [&SINCE[..], &["receipts", "import", "receipts.jsonl"]] {
+        for command in [SINCE, &["receipts", "import", "receipts.jsonl"]] {
             let refused = place.run(command);
             assert_eq!(refused.status.code(), Some(1));
             let said = text(&refused.stderr);

@@ -77,7 +77,11 @@ async fn orphans_go_by_approval_of_their_report_alone() {
     assert_eq!(unapproved.status.code(), Some(1));
     assert!(text(&unapproved.stderr).contains("--approve DIGEST"), "{}", text(&unapproved.stderr));
     let other = place.run(&[REPAIR, &[&digest.replace('a', "b")[..]]].concat());
-    assert!(text(&other.stderr).contains("not the one that was approved"), "{}", text(&other.stderr));
+    assert!(
+        text(&other.stderr).contains("not the one that was approved"),
+        "{}",
+        text(&other.stderr)
+    );
     assert!((11..=16).all(|id| place.copy(id).exists()));
 
     // 12 gets a row; 13 is a deletion that was restored; 17 is new; 16 goes by itself.
@@ -93,7 +97,8 @@ async fn orphans_go_by_approval_of_their_report_alone() {
     assert_eq!(repaired.status.code(), Some(1), "what is left is wrong still: {said}");
     let gone: Vec<i64> = (1..=17).filter(|id| !place.copy(*id).exists()).collect();
     assert_eq!(gone, [4, 5, 6, 7, 8, 9, 10, 11, 14, 15, 16], "{said}");
-    let receipts = "select key[1] from tombstream.receipt where cause = 'orphan' and row_gone order by 1";
+    let receipts =
+        "select key[1] from tombstream.receipt where cause = 'orphan' and row_gone order by 1";
     assert_eq!(place.texts(receipts).await, ["11", "14", "15"]);
     let orders = "select actor || ' ' || (detail ->> 'orphans') from tombstream.operator_order \
         where action = 'approve-orphans' and detail ->> 'report' = ";

@@ -96,7 +96,8 @@ impl Place {
     }
 }
 
-const OWNER: &str = "select max(lease_owner) from tombstream.schedule where lease_until > clock_timestamp()";
+const OWNER: &str =
+    "select max(lease_owner) from tombstream.schedule where lease_until > clock_timestamp()";
 
 /// One of two processes is at it; killed, the other takes over within the lease's length, and its result is in the ledger,
 /// in `status` and in both's metrics.
@@ -107,7 +108,8 @@ async fn two_processes_have_one_owner_and_a_killed_one_is_followed() {
     (1..=4).for_each(|id| place.note(id)); // One is missing …
     place.note(77); // … and one is nobody's.
     // Something is suspected, so that it waits before it looks again.
-    let jobs = "[jobs]\nreconcile = { every = \"1h\", settle = \"6s\", report = \"reconcile.jsonl\" }\n";
+    let jobs =
+        "[jobs]\nreconcile = { every = \"1h\", settle = \"6s\", report = \"reconcile.jsonl\" }\n";
     let mut both = [Pipeline::start(&place, jobs), Pipeline::start(&place, jobs)];
     let begun = "select count(*)::text from tombstream.schedule";
     until_within(PATIENCE, "it is begun", async || place.one(OWNER).await.is_some()).await;
@@ -126,7 +128,10 @@ async fn two_processes_have_one_owner_and_a_killed_one_is_followed() {
     let result = "select max(result) from tombstream.schedule";
     until_within(PATIENCE, "it has ended", async || place.one(result).await.is_some()).await;
     assert_eq!(place.one(result).await.as_deref(), Some("found"));
-    assert_eq!(place.one("select max(runs)::text from tombstream.schedule").await.as_deref(), Some("1"));
+    assert_eq!(
+        place.one("select max(runs)::text from tombstream.schedule").await.as_deref(),
+        Some("1")
+    );
     let status = text(&place.run(&["status"]).stdout);
     assert!(status.contains("job reconcile every 1h: found "), "{status}");
     assert!(status.contains("\"missing\":1") && status.contains("\"orphans\":1"), "{status}");

@@ -222,7 +222,12 @@ mod tests {
                 AliveAnew,
             ),
             ("the removal is in this database", known(old.clone()), SET_BACK, AliveAnew),
-            ("the removal is in this database, which lost nothing", known(old.clone()), WHOLE, Ambiguous),
+            (
+                "the removal is in this database, which lost nothing",
+                known(old.clone()),
+                WHOLE,
+                Ambiguous,
+            ),
             ("the removal is here, created in between", known(created(101)), SET_BACK, Ambiguous),
             ("flagged", flagged(created(50)), SET_BACK, AlreadyFlagged),
             (

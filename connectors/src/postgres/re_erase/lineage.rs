@@ -44,13 +44,12 @@ pub(in super::super) async fn standing(
     let mut differs = i64::try_from(blocks.len()).unwrap_or(i64::MAX).min(own) + 1;
     while differs - common > 1 {
         let middle = common + (differs - common) / 2;
-        let row = sqlx::query(
-            "select hash, last_entry from tombstream.receipt_block where number = $1",
-        )
-        .persistent(false)
-        .bind(middle)
-        .fetch_optional(&mut *connection)
-        .await?;
+        let row =
+            sqlx::query("select hash, last_entry from tombstream.receipt_block where number = $1")
+                .persistent(false)
+                .bind(middle)
+                .fetch_optional(&mut *connection)
+                .await?;
         let place = usize::try_from(middle - 1).unwrap_or(usize::MAX);
         let is_same = match (&row, blocks.get(place)) {
             (Some(row), Some(hash)) => row.try_get::<Vec<u8>, _>(0)? == hash.0,
@@ -66,7 +65,10 @@ pub(in super::super) async fn standing(
 
 /// The newest transaction of this ledger's own receipts that the export has, too. Only where the server is the one
 /// that they were written on, and no other one came in between: else its numbers are others.
-async fn shared(connection: &mut PgConnection, last_entry: i64) -> Result<Option<i64>, sqlx::Error> {
+async fn shared(
+    connection: &mut PgConnection,
+    last_entry: i64,
+) -> Result<Option<i64>, sqlx::Error> {
     sqlx::query_scalar(
         "select r.transaction_id::text::bigint from tombstream.receipt r, tombstream.generation g \
          where g.source = 'postgres' and not r.imported and r.entry <= $1 and r.finalized_at >= g.since \

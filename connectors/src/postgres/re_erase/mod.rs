@@ -120,12 +120,13 @@ pub struct ReErase {
 }
 
 impl ReErase {
-    /// Takes the job's name, and looks how the export, the blocks of which are `blocks`, stands to this ledger.
+    /// Takes the job's name, and looks how the export stands to this ledger: its blocks' hashes, and how many receipts of it
+    /// there are to look at.
     pub async fn begin(
         pool: PgPool,
         relations: Arc<[Relation]>,
         (name, spec): (&str, &ReEraseSpec),
-        blocks: &[Hash],
+        (blocks, receipts): (&[Hash], i64),
         owner: &str,
         config: ReEraseConfig,
     ) -> Result<Self, ReEraseError> {
@@ -144,7 +145,7 @@ impl ReErase {
             if taken.total().is_none() {
                 order(&pool, name, spec, &relations, &config.actor).await?;
                 let null = serde_json::Value::Null;
-                taken.plan(0, &vec![(null.clone(), null); count]).await?;
+                taken.plan(receipts, &vec![(null.clone(), null); count]).await?;
             }
             let undone = taken.ranges().await?.into_iter();
             ranges = undone.map(|(n, at, _, looked_at)| (n, (at, looked_at))).collect();
@@ -259,7 +260,8 @@ impl ReErase {
         for (relation, key, erased) in batch {
             by_relation.entry(*relation).or_default().push((key, erased));
         }
-        let mut transaction = whole(&self.pool, if self.config.is_dry { READ } else { BEGIN }).await?;
+        let mut transaction =
+            whole(&self.pool, if self.config.is_dry { READ } else { BEGIN }).await?;
         let mut all = Vec::new();
         for (relation, batch) in by_relation {
             all.extend(self.of_relation(&mut transaction, relation, &batch).await?);
@@ -288,8 +290,10 @@ impl ReErase {
             let lock = keyed(&sql.lock, relation, keys());
             lock.execute(&mut *connection).await?;
         }
-        let of = |show: fn(&Erased) -> i64| batch.iter().map(|(_, it)| show(it)).collect::<Vec<_>>();
-        let hash = |key: &Key| Some(self.config.keyed.as_ref()?.key(&relation.name, key).to_string());
+        let of =
+            |show: fn(&Erased) -> i64| batch.iter().map(|(_, it)| show(it)).collect::<Vec<_>>();
+        let hash =
+            |key: &Key| Some(self.config.keyed.as_ref()?.key(&relation.name, key).to_string());
         let rows = keyed(&sql.look, relation, keys())
             .bind(of(|it| it.deletion))
             .bind(of(|it| it.entry))
@@ -337,14 +341,15 @@ impl ReErase {
             .map(|(key, (.., erased))| (*key, *erased))
             .collect();
         if !proven.is_empty() {
-            let flagged: Vec<Vec<String>> = keyed(&sql.flag, relation, proven.iter().map(|it| it.0))
-                .bind(proven.iter().map(|(_, it)| it.flag.as_deref()).collect::<Vec<_>>())
-                .bind(proven.iter().map(|(_, it)| it.claimed_at).collect::<Vec<_>>())
-                .fetch_all(&mut *connection)
-                .await?
-                .iter()
-                .map(|row| row.try_get(0))
-                .collect::<Result<_, _>>()?;
+            let flagged: Vec<Vec<String>> =
+                keyed(&sql.flag, relation, proven.iter().map(|it| it.0))
+                    .bind(proven.iter().map(|(_, it)| it.flag.as_deref()).collect::<Vec<_>>())
+                    .bind(proven.iter().map(|(_, it)| it.claimed_at).collect::<Vec<_>>())
+                    .fetch_all(&mut *connection)
+                    .await?
+                    .iter()
+                    .map(|row| row.try_get(0))
+                    .collect::<Result<_, _>>()?;
             let flagged: Vec<Key> = flagged.into_iter().map(Key::from_postgres).collect();
             for (key, _) in proven.iter().filter(|(key, _)| !flagged.contains(key)) {
                 if let Some(told) = judged.get_mut(*key) {
@@ -410,7 +415,12 @@ impl ReErase {
     /// Gives the name back: done, or stopped for a reason.
     pub async fn end(&self, stopped: Option<&str>) -> Result<(), ReEraseError> {
         if let Some(job) = &self.job {
-            job.end(&self.counts().await?, stopped).await?;
+            // The findings are of all processes, and the job adds to what earlier ones counted.
+            let counts = self.counts().await?.into_iter().map(|(ending, count)| {
+                let before = job.before().get(&ending).copied().unwrap_or(0);
+                (ending, count.saturating_sub(before))
+            });
+            job.end(&counts.collect(), stopped).await?;
         }
         Ok(())
     }

@@ -99,7 +99,7 @@ struct Read {
 async fn run(config: &Config, args: Args) -> anyhow::Result<Ended> {
     let mut signals = Signals::listen().context("signals")?;
     let report = args.report.as_deref().map(Report::create).transpose()?;
-    let export = CheckedExport::open(&args.ledger, args.head)?;
+    let export = CheckedExport::open(&args.ledger, args.head, Some(args.since))?;
     println!(
         "{}: {} blocks, {} entries, its chain is right; head {}",
         args.ledger.display(),
@@ -139,8 +139,8 @@ async fn run(config: &Config, args: Args) -> anyhow::Result<Ended> {
     };
     let owner = wiring::ledger_config(config).owner;
     let relations = std::sync::Arc::clone(&config.relations);
-    let begun =
-        ReErase::begin(pool.clone(), relations, (&name, &spec), &export.blocks, &owner, settings);
+    let chain = (export.blocks.as_slice(), export.receipts);
+    let begun = ReErase::begin(pool.clone(), relations, (&name, &spec), chain, &owner, settings);
     let mut job = begun.await?;
     let standing = job.standing();
     say_standing(standing, export.end.blocks);
@@ -229,7 +229,10 @@ async fn walk(
         if read.hashed.keys().all(|(of, _)| *of != id) {
             continue;
         }
-        println!("{}: its receipts are hashed, so that all of its keys are hashed and compared", relation.name);
+        println!(
+            "{}: its receipts are hashed, so that all of its keys are hashed and compared",
+            relation.name
+        );
         while let Some(rows) = job.rows(id, &read.hashed, limit).await? {
             found.take(rows)?;
         }
@@ -325,16 +328,25 @@ impl Found {
         for (ending, what) in [
             (
                 ReEraseEnding::ReErased,
-                if self.dry { "would be flagged again" } else { "flagged again: `tombstream run` destroys them" },
+                if self.dry {
+                    "would be flagged again"
+                } else {
+                    "flagged again: `tombstream run` destroys them"
+                },
             ),
             (ReEraseEnding::AlreadyFlagged, "flagged already"),
             (ReEraseEnding::AliveAnew, "alive anew: left alone"),
-            (ReEraseEnding::Ambiguous, "ambiguous, and left alone: see the report; flag them yourself if you know"),
+            (
+                ReEraseEnding::Ambiguous,
+                "ambiguous, and left alone: see the report; flag them yourself if you know",
+            ),
         ] {
             println!("    {:>8} {what}", count(ending));
         }
         for (relation, count) in &read.unknown {
-            println!("    {count:>8} receipts are of relation {relation}, which is not configured: not looked at");
+            println!(
+                "    {count:>8} receipts are of relation {relation}, which is not configured: not looked at"
+            );
         }
         if read.before > 0 {
             println!(

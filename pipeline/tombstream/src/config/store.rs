@@ -265,8 +265,12 @@ impl StoreKind {
     /// Whether all that is in it can be listed.
     pub(crate) fn can_list(&self) -> bool {
         match self {
-            Self::S3(_) | Self::ObjectStore(_) | Self::Elasticsearch(_) | Self::Tantivy(_) => true,
-            Self::Webhook(_) | Self::PostgresTable(_) => false,
+            Self::S3(_)
+            | Self::ObjectStore(_)
+            | Self::Elasticsearch(_)
+            | Self::Tantivy(_)
+            | Self::PostgresTable(_) => true,
+            Self::Webhook(_) => false,
         }
     }
 

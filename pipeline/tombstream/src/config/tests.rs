@@ -183,6 +183,48 @@ fn the_service_and_the_table_that_are_commented_out_show_their_defaults() {
 }
 
 #[test]
+fn a_job_is_begun_as_often_as_it_says_and_one_that_is_left_out_is_not() {
+    let read = |text: &str| {
+        let text = format!("{EXAMPLE}\n{text}\n").replace("DATABASE_URL", "PATH");
+        let read = Config::parse("example".into(), &text, Needs::Database);
+        read.map(|config| config.jobs).map_err(|problems| problems.to_string())
+    };
+    let none = read("").unwrap();
+    assert!(none.reconcile.is_none() && none.reaudit.is_none() && none.receipts.is_none());
+    let lines = EXAMPLE.lines().skip_while(|line| *line != "# [jobs]");
+    let offered: Vec<&str> = lines.map_while(|line| line.strip_prefix("# ")).collect();
+    let all = read(&offered.join("\n")).unwrap();
+    let week = std::time::Duration::from_secs(7 * 86_400);
+    assert_eq!(all.reconcile.map(|job| job.every), Some(week));
+    assert!(all.reaudit.is_some() && all.receipts.is_some());
+    for (wrong, said) in [
+        ("reconcile = {}", "write every = \"7d\""),
+        ("receipts = { every = \"10ms\" }", "more often than every second"),
+        ("reconcile = { every = \"7d\", report = \"a.csv\" }", "ends in .jsonl"),
+        ("reaudit = { every = \"7d\", rate = 7 }", "rate"),
+        ("audit = { every = \"7d\" }", "audit"),
+    ] {
+        let problems = read(&format!("[jobs]\n{wrong}")).unwrap_err();
+        assert!(problems.contains(said), "{wrong}: {problems}");
+    }
+}
+
+#[test]
+fn the_column_of_creation_is_not_the_flag() {
+    let read = |created: &str| {
+        let text = EXAMPLE.replace("DATABASE_URL", "PATH");
+        let text =
+            text.replace("[relation.documents]\n", &format!("[relation.documents]\n{created}\n"));
+        let read = Config::parse("example".into(), &text, Needs::Database);
+        read.map(|config| config.created).map_err(|problems| problems.to_string())
+    };
+    assert_eq!(read("").unwrap(), [None]);
+    assert_eq!(read("created = \"created_at\"").unwrap(), [Some("created_at".to_owned())]);
+    let said = read("created = \"deleted_at\"").unwrap_err();
+    assert!(said.contains("is the flag"), "{said}");
+}
+
+#[test]
 fn a_mistake_in_a_service_or_a_table_is_said_with_its_mending() {
     let crm = "[store.crm]\nkind = \"webhook\"\nurl = \"URL\"\ncollection = \"contacts\"\n\
                secret = { env = \"CRM\" }\n";

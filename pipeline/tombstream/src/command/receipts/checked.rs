@@ -24,6 +24,8 @@ pub(in crate::command) struct CheckedExport {
     /// The hashes of its blocks, from the first on: 32 bytes for each.
     pub(in crate::command) blocks: Vec<Hash>,
     pub(in crate::command) end: End,
+    /// How many receipts of the time that was asked for, or later, it has.
+    pub(in crate::command) receipts: i64,
     /// When the last row of it was removed.
     pub(in crate::command) newest: Option<DateTime<Utc>>,
 }
@@ -42,15 +44,20 @@ pub(in crate::command) struct Blocks<'a> {
 }
 
 impl CheckedExport {
-    /// Reads and checks all of it, and says on stderr what is wrong. `head` was kept elsewhere, and must be in it.
-    pub(in crate::command) fn open(path: &Path, head: Option<Hash>) -> anyhow::Result<Self> {
+    /// Reads and checks all of it, and says on stderr what is wrong. `head` was kept elsewhere, and must be in it; its receipts
+    /// are counted that are of `since` or later.
+    pub(in crate::command) fn open(
+        path: &Path,
+        head: Option<Hash>,
+        since: Option<DateTime<Utc>>,
+    ) -> anyhow::Result<Self> {
         let name = path.display();
         let file = File::open(path).with_context(|| format!("{name} can't be opened"))?;
         if !file.metadata().with_context(|| format!("{name} can't be read"))?.is_file() {
             bail!("{name} is no file: an export is read twice, so write it to one first");
         }
         let mut check = ChainCheck::with_head(head);
-        let (mut blocks, mut end, mut said) = (Vec::new(), None, 0_u64);
+        let (mut blocks, mut end, mut said, mut receipts) = (Vec::new(), None, 0_u64, 0);
         let mut say = |problem: ReceiptProblem| {
             said += 1;
             if said <= SAID_MAX {
@@ -65,6 +72,11 @@ impl CheckedExport {
             match ExportLine::parse(&text) {
                 Some(ExportLine::Block(block)) => blocks.push(block.hash),
                 Some(ExportLine::End(last)) => end = Some(last),
+                Some(ExportLine::Receipt { receipt, .. })
+                    if since.is_none_or(|since| receipt.finalized_at >= since) =>
+                {
+                    receipts += 1;
+                }
                 _ => {}
             }
         }
@@ -72,7 +84,7 @@ impl CheckedExport {
         match (check.counts().problems, end) {
             (0, Some(end)) => {
                 let newest = check.tally().span.map(|(_, last)| last);
-                Ok(Self { path: path.to_owned(), file, blocks, end, newest })
+                Ok(Self { path: path.to_owned(), file, blocks, end, receipts, newest })
             }
             (problems, _) => Err(anyhow!(
                 "{name} is no whole export ({problems} problems): nothing of it is believed"

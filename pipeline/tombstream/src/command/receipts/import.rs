@@ -10,12 +10,8 @@ use super::checked::CheckedExport;
 use crate::config::Config;
 use crate::wiring;
 
-pub(super) async fn import(
-    config: &Config,
-    file: &Path,
-    head: Option<Hash>,
-) -> anyhow::Result<()> {
-    let export = CheckedExport::open(file, head)?;
+pub(super) async fn import(config: &Config, file: &Path, head: Option<Hash>) -> anyhow::Result<()> {
+    let export = CheckedExport::open(file, head, None)?;
     let pool = wiring::connect_ledger(&config.database, "tombstream-receipts").await?;
     let mut import = ReceiptImport::begin(&pool, &export.blocks).await.map_err(advise)?;
     let mut blocks = export.blocks()?;

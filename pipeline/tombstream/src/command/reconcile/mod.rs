@@ -116,7 +116,9 @@ pub(super) async fn reconcile(config: Config, args: Args) -> Result<(), Failure>
     if let Some(repair) = repair {
         let orphans = repair.orphans;
         if let Some(digest) = &args.approve {
-            println!("repair: {approved} orphans were approved, and {orphans} of them are orphans still");
+            println!(
+                "repair: {approved} orphans were approved, and {orphans} of them are orphans still"
+            );
             let actor = args.actor.name()?;
             let relations = &config.relations;
             let ordered = postgres::order_orphans(&pool, relations, &actor, digest, orphans).await;

@@ -15,8 +15,8 @@ use tokio::runtime::Handle;
 use tombstream_connectors::postgres::{self, PgRegistry, Zombie, ZombiesOpened};
 use tombstream_dataflow::reconcile::{Finding, Wrong};
 use tombstream_model::{
-    Address, Candidate, Cause, DeletionCause, DeletionId, Found, Key, Mark, Now, Polled, Records, Registry as _,
-    RelationId, Source, SourceError, Standing, State,
+    Address, Candidate, Cause, DeletionCause, DeletionId, Found, Key, Mark, Now, Polled, Records,
+    Registry as _, RelationId, Source, SourceError, Standing, State,
 };
 
 use super::approval::Approval;
