@@ -9,7 +9,7 @@ use tombstream_model::{Candidate, Claimed, DeletionId, Ledger, Relation, Relatio
 
 use crate::bridge::Call;
 use crate::flow::LedgerParts;
-use crate::metric;
+use crate::metric::{self, tally};
 use crate::plan::StageConfig;
 use crate::retry::insist;
 
@@ -74,9 +74,8 @@ fn by_relation(batch: &[Candidate]) -> BTreeMap<RelationId, Vec<Candidate>> {
 
 /// Counts deletions by relation.
 fn count(name: &'static str, relations: &[Relation], claimed: &[Arc<Claimed>]) {
-    for claimed in claimed {
-        let relation = relation_name(relations, claimed.relation);
-        counter!(name, "relation" => relation).increment(1);
+    for (relation, count) in tally(claimed.iter().map(|claimed| claimed.relation)) {
+        counter!(name, "relation" => relation_name(relations, relation)).increment(count);
     }
 }
 

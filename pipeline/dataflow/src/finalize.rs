@@ -11,7 +11,7 @@ use tombstream_model::{Ending, Ledger, RelationId, Settled};
 use crate::bridge::Call;
 use crate::claim::relation_name;
 use crate::flow::LedgerParts;
-use crate::metric;
+use crate::metric::{self, tally};
 use crate::plan::StageConfig;
 use crate::retry::insist;
 
@@ -30,6 +30,10 @@ pub(crate) fn finalize<L: Ledger>(parts: LedgerParts<L>, config: StageConfig) ->
             }));
             for ((relation, group), endings) in groups.iter().zip(endings.await) {
                 let relation = relation_name(&relations, *relation);
+                for (ending, count) in tally(endings.iter().map(spelled)) {
+                    counter!(metric::FINALIZED, "relation" => relation.clone(), "ending" => ending)
+                        .increment(count);
+                }
                 for (settled, ending) in group.iter().zip(endings) {
                     let deletion = settled.claimed.id;
                     match ending {
@@ -41,12 +45,6 @@ pub(crate) fn finalize<L: Ledger>(parts: LedgerParts<L>, config: StageConfig) ->
                             tracing::warn!(relation, %deletion, ?ending, "not finalized");
                         }
                     }
-                    counter!(
-                        metric::FINALIZED,
-                        "relation" => relation.clone(),
-                        "ending" => spelled(&ending)
-                    )
-                    .increment(1);
                 }
             }
             Vec::new()

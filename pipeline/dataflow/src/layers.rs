@@ -19,7 +19,7 @@ use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 
 use crate::breaker::Breaker;
 use crate::health::Board;
-use crate::metric;
+use crate::metric::{self, tally};
 use crate::plan::{Store, StoreConfig, Verify};
 use crate::port::ErasedSink;
 use crate::retry::{Backoff, chain};
@@ -108,13 +108,10 @@ impl Keeper {
     }
 
     fn count(&self, outcomes: &[(usize, Outcome)]) {
-        for (_, outcome) in outcomes {
-            counter!(
-                metric::OUTCOMES,
-                "store" => self.name.to_string(),
-                "verdict" => spelled(outcome.verdict)
-            )
-            .increment(1);
+        let verdicts = outcomes.iter().map(|(_, outcome)| spelled(outcome.verdict));
+        for (verdict, count) in tally(verdicts) {
+            counter!(metric::OUTCOMES, "store" => self.name.to_string(), "verdict" => verdict)
+                .increment(count);
         }
     }
 

@@ -1,4 +1,6 @@
-//! The names of the dataflow's metrics: one constant each.
+//! The names of the dataflow's metrics: one constant each; and how a batch is counted.
+
+use std::collections::BTreeMap;
 
 /// Records read, by `topic`.
 pub const EVENTS: &str = "tombstream_events_total";
@@ -48,3 +50,12 @@ pub const SOURCE_ERRORS: &str = "tombstream_source_errors_total";
 pub const COMMITS: &str = "tombstream_commits_total";
 /// How long a batch of a `stage` was in flight.
 pub const STAGE_SECONDS: &str = "tombstream_stage_seconds";
+
+/// How often each is there, so that a batch looks up each of its counters once.
+pub(crate) fn tally<T: Ord>(all: impl IntoIterator<Item = T>) -> BTreeMap<T, u64> {
+    let mut counts = BTreeMap::new();
+    for one in all {
+        *counts.entry(one).or_default() += 1;
+    }
+    counts
+}
