@@ -122,6 +122,8 @@ impl Report {
         let path = match &self {
             Self::Table(_) => None,
             Self::Lines { path, .. } => Some(path.clone()),
+            #[cfg(feature = "parquet")]
+            Self::Parquet { path, .. } => Some(path.clone()),
         };
         self.end(tally)?;
         writeln!(out, "{}", summary(tally)).context("standard output")?;
@@ -156,9 +158,7 @@ impl Report {
                     file.sync_all()?;
                     std::fs::rename(&part, &path)
                 };
-                end().with_context(named)?;
-                println!("{}\n{}: written", summary(tally), path.display());
-                Ok(())
+                end().with_context(named)
             }
         }
     }
