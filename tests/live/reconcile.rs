@@ -123,7 +123,7 @@ async fn what_is_planted_is_found_and_mended_through_the_claim() -> Result<()> {
 
     let refused = program.output(&["reconcile", "--repair", "orphans"]).await?;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && said.contains("never repaired"), "{said}");
+    assert!(!refused.status.success() && said.contains("--approve DIGEST"), "{said}");
     let (output, _) = reconcile(&scene, &program, &["--repair", "stragglers"]).await?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(said.contains("40 keys, 40 of them finalized"), "{output:?}");
@@ -142,6 +142,23 @@ async fn what_is_planted_is_found_and_mended_through_the_claim() -> Result<()> {
     );
     let (_, lines) = reconcile(&scene, &program, &[]).await?;
     left.retain(|(kind, _), _| kind != "zombie");
+    assert_eq!(found(&lines)?, left);
+
+    // A person has looked at the orphans of one report, and approves of them.
+    let folder = std::env::temp_dir().join(format!("{}-seen", scene.name));
+    std::fs::create_dir_all(&folder)?;
+    let seen = folder.join("seen.jsonl");
+    let seen = seen.to_str().context("a path")?;
+    let output = program.output(&["reconcile", "--settle", "100ms", "--report", seen]).await?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let digest = said.trim_end().rsplit(' ').next().context("a digest")?;
+    let approved = ["--repair", "orphans", "--of", seen, "--approve", digest, "--actor", "test"];
+    let (output, _) = reconcile(&scene, &program, &approved).await?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("50 keys, 50 of them finalized"), "{output:?}");
+    std::fs::remove_dir_all(&folder)?;
+    let (_, lines) = reconcile(&scene, &program, &[]).await?;
+    left.retain(|(kind, _), _| kind != "orphan");
     assert_eq!(found(&lines)?, left);
     scene.remove().await
 }

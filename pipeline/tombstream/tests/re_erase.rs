@@ -25,8 +25,6 @@ const CONFIG: &str = r#"
 url = { env = "NOTES_URL" }
 [pipeline]
 listen = "127.0.0.1:0"
-transaction_timeout = "3s"
-lease = "8s"
 RECEIPTS
 [source.sweep]
 interval = "100ms"
@@ -34,8 +32,6 @@ after = "0s"
 [store.copies]
 kind = "object_store"
 url = "file://FOLDER/copies"
-timeout = "2s"
-deadline = "4s"
 [relation.notes]
 table = "public.notes"
 key = [{ column = "id", type = "bigint" }]
