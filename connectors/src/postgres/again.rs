@@ -52,7 +52,7 @@ fn open_sql(relation: &Relation) -> String {
     let table = Table::new(relation);
     let name = literal(&relation.name);
     format!(
-        "with i as ( \
+        "with i as materialized ( \
              select array(select jsonb_array_elements_text(u.key::jsonb)) as key, \
                  u.targets::jsonb as targets, u.refusal, u.n \
              from unnest($1::text[], $2::text[], $3::text[]) with ordinality \

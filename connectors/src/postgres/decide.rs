@@ -23,6 +23,9 @@ use super::table::{Table, interval, is_held, literal};
 ///
 /// What is erased again (`re_erase/`) spends nothing of the breaker's budget: it was claimed within it once.
 ///
+/// The keys are `materialized`: inlined, each would be parsed again for every open deletion that it is compared with, and
+/// no index on keys could be used.
+///
 /// The breaker's row is locked before the ledger's rows, by everybody, and until the end of the
 /// transaction: what is granted here is spent when the next one asks.
 pub(super) fn decide_sql(relation: &Relation) -> String {
@@ -32,7 +35,7 @@ pub(super) fn decide_sql(relation: &Relation) -> String {
     format!(
         "with token as materialized (select nextval('tombstream.lease_token') as token), \
          vouched as materialized (select {vouched} as vouched), \
-         c as ( \
+         c as materialized ( \
              select array(select jsonb_array_elements_text(u.key::jsonb)) as key, u.flag, \
                  u.flag_at::timestamptz as flag_at, u.targets::jsonb as targets, \
                  u.hides::jsonb as hides, u.lsn::pg_lsn as lsn, u.refusal, u.refused_store \

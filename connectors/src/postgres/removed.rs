@@ -69,22 +69,24 @@ pub(super) fn is_of_key(key: &str, hashed: &str) -> String {
 }
 
 /// Closes the receipts of the deletions that made these events: the row was locked from locked_lsn to removed_lsn,
-/// so no other removal of the key can be there.
+/// so no other removal of the key can be there. A key in the clear and its hash are looked for as two keys, so that
+/// an index finds both.
 fn close_sql(relation: &Relation) -> String {
     format!(
-        "with i as ( \
+        "with i as materialized ( \
              select array(select jsonb_array_elements_text(u.key::jsonb)) as key, \
                  u.hashed, u.lsn::pg_lsn as lsn \
              from unnest($1::text[], $2::text[], $3::text[]) as u(key, hashed, lsn) \
          ) \
          insert into tombstream.receipt_closed (deletion_id, removed_lsn) \
-         select r.deletion_id, min(i.lsn) from i join tombstream.receipt r \
-             on r.relation = {name} and {of_key} \
+         select r.deletion_id, min(i.lsn) from i \
+             cross join lateral (values (i.key, false), (array[i.hashed], true)) as k(key, hashed) \
+             join tombstream.receipt r \
+             on r.relation = {name} and r.key = k.key and (not k.hashed or r.hashed) \
          where not r.row_gone and i.lsn between r.locked_lsn and r.removed_lsn \
          group by r.deletion_id order by r.deletion_id \
          on conflict do nothing",
         name = literal(&relation.name),
-        of_key = is_of_key("i.key", "i.hashed"),
     )
 }
 
@@ -139,7 +141,7 @@ fn record_sql(relation: &Relation) -> String {
     let table = Table::new(relation);
     let name = literal(&relation.name);
     format!(
-        "with i as ( \
+        "with i as materialized ( \
              select array(select jsonb_array_elements_text(u.key::jsonb)) as key, \
                  u.removed::jsonb as removed, u.lsn::pg_lsn as lsn, u.hashed \
              from unnest($1::text[], $2::text[], $3::text[], $4::text[]) as u(key, removed, lsn, hashed) \
