@@ -33,9 +33,6 @@ pub(super) struct Bench {
     /// Whether the servers' data are on a disk of memory.
     #[serde(default)]
     pub(super) in_memory: bool,
-    /// Whether it starts the product's own binary.
-    #[serde(default)]
-    pub(super) binary: bool,
     /// The packages of its Python side, as pip's file of them, from the root.
     pub(super) python: Option<String>,
     /// Ledger, `verify`, disk: what a figure means nothing without.
@@ -202,7 +199,6 @@ mod tests {
             quick: ["--events", "1"].map(str::to_owned).to_vec(),
             servers: vec![Service::Kafka],
             in_memory: false,
-            binary: false,
             python: None,
             note: String::new(),
             figures: Vec::new(),

@@ -98,7 +98,7 @@ fn all(options: &Options) -> Result<ExitCode> {
     }
     let mut failed = false;
     if !options.only_docs {
-        let programs = build(chosen.iter().any(|bench| bench.binary))?;
+        let programs = build()?;
         let mut outcomes = Vec::new();
         for bench in chosen {
             shell::check_interrupt()?;
@@ -132,17 +132,13 @@ fn all(options: &Options) -> Result<ExitCode> {
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Where the built programs are.
-fn build(with_product: bool) -> Result<PathBuf> {
-    let mut packages = vec!["tombstream-bench"];
-    packages.extend(with_product.then_some("tombstream"));
-    // Each alone, so that the product has its own features, as it is shipped.
-    for package in packages {
-        let mut command = shell::cargo();
-        command.args(["build", "--release", "--locked", "--package", package]);
-        if !shell::run_group(&mut command)?.success() {
-            bail!("{package} does not build");
-        }
+/// Where the built programs are: the benches and the product, together, so that what both need is built once.
+fn build() -> Result<PathBuf> {
+    let mut command = shell::cargo();
+    command.args(["build", "--release", "--locked"]);
+    command.args(["--package", "tombstream-bench", "--package", "tombstream"]);
+    if !shell::run_group(&mut command)?.success() {
+        bail!("the benches do not build");
     }
     Ok(shell::target()?.join("release"))
 }
