@@ -4,7 +4,8 @@
 //! others: the files (`files/parquet`).
 //!
 //! Invariant (S7): an offset waits for the ledger's row and not for the file; a row goes only after its file is
-//! there; `an_event_is_in_the_ledger_or_in_a_file_whatever_dies`.
+//! there; `an_event_is_in_the_ledger_or_in_a_file_whatever_dies`,
+//! `a_file_that_can_not_be_written_takes_no_event_from_the_ledger`.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -337,12 +337,21 @@ async fn an_event_is_in_the_ledger_or_in_a_file_whatever_dies() {
     }
     // The archive goes away: deletions go on, and events wait.
     let (here, away) = (place.folder.path().join("archive"), place.folder.path().join("away"));
-    let mut process = place.begin();
+    let log = place.folder.path().join("log");
+    let mut process = place
+        .command(&["run"])
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
     until_within(patience, "it goes on", async || place.count(RECEIPTS).await > before).await;
     std::fs::rename(&here, &away).unwrap();
     std::fs::write(&here, "no folder").unwrap();
-    until_within(patience, "all go, and all is read", async || {
-        place.count(RECEIPTS).await == ROWS && place.count(READ).await == 1
+    until_within(patience, "all go, all is read, and a file was tried", async || {
+        let said = std::fs::read_to_string(&log).unwrap();
+        place.count(RECEIPTS).await == ROWS
+            && place.count(READ).await == 1
+            && said.contains("change events are not archived yet")
     })
     .await;
     process.kill().unwrap();
@@ -427,5 +436,26 @@ async fn a_replay_that_asks_the_stores_finds_what_came_back() {
     support::terminate(&run);
     assert!(run.wait().unwrap().success());
     assert!(place.has_copies(40..=40), "it is a living row's");
+    place.end().await;
+}
+
+#[tokio::test]
+async fn a_file_that_can_not_be_written_takes_no_event_from_the_ledger() {
+    let mut place = Place::archiving().await;
+    place
+        .sql(
+            "insert into tombstream.archive_event (relation, key, event) \
+             select 'notes', array[n::text], 'flagged' from generate_series(1, 500) n",
+        )
+        .await;
+    let blocked = place.folder.path().join("archive/relation=notes");
+    std::fs::write(&blocked, "no folder").unwrap();
+    let failed = place.run(&["archive"]);
+    assert_eq!(failed.status.code(), Some(1), "{}", text(&failed.stdout));
+    assert_eq!(place.count(WAITING).await, 500);
+    std::fs::remove_file(&blocked).unwrap();
+    let written = place.run(&["archive"]);
+    assert!(text(&written.stdout).contains("500 events"), "{}", text(&written.stderr));
+    assert_eq!(place.count(WAITING).await, 0);
     place.end().await;
 }
