@@ -15,7 +15,7 @@ use crate::server;
 
 const TABLE: &str = include_str!("../../deploy/compose/documents.sql");
 /// Far beyond what any run takes.
-const PATIENCE: Duration = Duration::from_secs(1_800);
+const PATIENCE: Duration = Duration::from_secs(600);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 const SLOT_MAX: Duration = Duration::from_secs(30);
 
@@ -88,7 +88,9 @@ impl Documents {
         {
             check()?;
             if begun.elapsed() > PATIENCE {
-                bail!("rows are left after {PATIENCE:?}");
+                bail!(
+                    "rows are left after {PATIENCE:?}: the run's log says why, such as a relation that is paused"
+                );
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
