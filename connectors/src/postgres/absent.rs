@@ -3,7 +3,7 @@
 //!
 //! Counted before anything of a batch is removed, in one transaction with what it may lead to: the
 //! relation's pause, and the batch put off with what was absent to be looked for again. First attempts
-//! alone count; a batch that the database made the caller repeat counts twice.
+//! alone count, in the store as in the ledger; a batch that the database made the caller repeat counts twice.
 
 use sqlx::PgConnection;
 use sqlx::types::Json;
@@ -145,7 +145,8 @@ fn is_absent_in(store: StoreId, claimed: &ClaimedTarget, outcome: &Outcome) -> b
 }
 
 /// `'1'` for each first attempt in the store that found nothing, `'0'` for each that found its copy.
-/// One that proved neither says nothing.
+/// One that proved neither says nothing, and neither does one that came after an attempt without an answer: a slow
+/// store's time-outs would pause the relation.
 fn first_attempts(batch: &[Settled], store: usize) -> String {
     let outcome = |(claimed, outcome): (&ClaimedTarget, &Outcome)| {
         if usize::from(claimed.target.store.0) != store
@@ -155,6 +156,7 @@ fn first_attempts(batch: &[Settled], store: usize) -> String {
             return None;
         }
         match outcome.verdict {
+            Verdict::Absent if outcome.is_repeated => None,
             Verdict::Absent => Some('1'),
             Verdict::Deleted | Verdict::Superseded | Verdict::Refused => Some('0'),
             Verdict::Busy | Verdict::Unknown | Verdict::Waived => None,

@@ -409,6 +409,25 @@ async fn what_crosses_the_absent_share_is_not_finalized_whoever_finalizes_beside
 }
 
 #[tokio::test]
+async fn what_is_absent_after_a_lost_answer_pauses_nothing() {
+    let database = Database::with_documents(true).await;
+    let keys = database.insert(200, true).await;
+    let ledger =
+        database.ledger_with(documents(), |config| config.stores[0].absent_share_max = 0.5);
+    let claimed = ledger.claim(DOCUMENTS, &candidates(&keys)).await.unwrap();
+    let mut batch: Vec<_> =
+        claimed.into_iter().map(|claimed| settled(claimed, Verdict::Deleted)).collect();
+    for settled in &mut batch {
+        settled.outcomes[0] = Outcome::new(Verdict::Absent, "404");
+        settled.outcomes[0].is_repeated = true;
+    }
+    let endings = ledger.finalize(DOCUMENTS, &batch).await.unwrap();
+    assert_eq!(endings, vec![Ending::Finalized; 200]);
+    assert_eq!(database.count("select count(*) from tombstream.pause").await, 0);
+    database.drop_database().await;
+}
+
+#[tokio::test]
 async fn a_zero_byte_in_an_answer_stops_nothing() {
     let database = Database::with_documents(true).await;
     let keys = database.insert(2, true).await;

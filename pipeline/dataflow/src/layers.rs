@@ -321,6 +321,8 @@ struct Work<'a> {
     open: Vec<usize>,
     /// Whether an attempt said that it deleted the target.
     deleted: Vec<bool>,
+    /// Whether an attempt at the target brought no answer.
+    unanswered: Vec<bool>,
 }
 
 impl<'a> Work<'a> {
@@ -331,6 +333,7 @@ impl<'a> Work<'a> {
             given: vec![false; targets.len()],
             open: (0..targets.len()).collect(),
             deleted: vec![false; targets.len()],
+            unanswered: vec![false; targets.len()],
         }
     }
 
@@ -376,6 +379,7 @@ impl<'a> Work<'a> {
                 // suspect.
                 outcome.verdict = Verdict::Deleted;
             }
+            outcome.is_repeated = self.unanswered[place];
             self.outcomes[place] = outcome.settled_now();
         }
         retry_after
@@ -408,6 +412,7 @@ impl<'a> Work<'a> {
             let mut outcome = Outcome::new(Verdict::Unknown, failure.said.clone());
             outcome.retry_after = failure.retry_after;
             self.outcomes[*place] = outcome;
+            self.unanswered[*place] = true;
         }
     }
 

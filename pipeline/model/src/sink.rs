@@ -38,6 +38,10 @@ pub struct Outcome {
     /// When the store wants to be asked again, if it said so.
     #[serde(skip)]
     pub retry_after: Option<Duration>,
+    /// Whether an attempt before it brought no answer: that one may have destroyed the copy which this one did not
+    /// find, so such an absence makes no template suspect (S6).
+    #[serde(skip)]
+    pub is_repeated: bool,
 }
 
 /// How a verdict was checked after the store answered.
@@ -100,7 +104,14 @@ impl Outcome {
     /// An outcome that nobody has looked up yet.
     pub fn new(verdict: Verdict, said: impl Into<Cow<'static, str>>) -> Self {
         let verified = Verification::Trust;
-        Self { verdict, said: said.into(), verified, at: None, retry_after: None }
+        Self {
+            verdict,
+            said: said.into(),
+            verified,
+            at: None,
+            retry_after: None,
+            is_repeated: false,
+        }
     }
 
     /// The same, settled now.

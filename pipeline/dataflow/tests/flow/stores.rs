@@ -94,6 +94,11 @@ async fn a_lost_answer_is_asked_again() {
     rig.sinks[0].set_mood(Mood::Well);
     rig.committed().await;
     assert_eq!(rig.ledger.count(State::Finalized), 5);
+    // Absent, but by the attempt whose answer was lost: that must not count as a wrong template's (S6).
+    for receipt in rig.ledger.receipts() {
+        let outcome = &receipt.outcomes[0];
+        assert_eq!((outcome.verdict, outcome.is_repeated), (Verdict::Absent, true));
+    }
     running.stop(Duration::from_secs(10)).await.unwrap();
 }
 
