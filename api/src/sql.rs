@@ -143,6 +143,7 @@ end as became"
         );
 
         // Rows are locked in the order of their keys, as everywhere; whoever waits here would make all wait.
+        // `in` is hashed; a join of what the planner takes for a handful compares each with each.
         let flag_many = format!(
             "with k as materialized (
     select u.key as given, array(select jsonb_array_elements_text(u.key::jsonb)) as key, u.actor
@@ -160,7 +161,7 @@ end as became"
     select $2, key, 'flag', actor from flipped where set
 )
 select k.given as key, case
-    when f.set then 'flagged'
+    when k.given in (select given from flipped where set) then 'flagged'
     when exists (select from {table} as r where {matches_k} and {is_set}) then 'was_flagged'
     when exists (select from {table} as r where {matches_k}) then 'contended'
     when (
@@ -169,7 +170,7 @@ select k.given as key, case
     ) in ({TRUE_WITHOUT_ROW}) then 'gone'
     else 'missing'
 end as became
-from k left join flipped as f on f.given = k.given"
+from k"
         );
 
         let lock = format!(

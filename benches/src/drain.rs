@@ -172,7 +172,7 @@ async fn ours_once(
         &format!(
             "insert into documents select ('6f1d0000-0000-4000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, \
                  'document ' || n, now() from generate_series(0, {events} - 1, {one_in}) n; \
-             vacuum analyze documents; checkpoint"
+             analyze documents; checkpoint"
         ),
     )
     .await?;

@@ -159,7 +159,7 @@ async fn fill(options: &Options, scene: &Scene) -> Result<()> {
     execute(
         &scene.pool,
         &format!(
-            "truncate documents, tombstream.flip; \
+            "truncate documents; \
              insert into documents (id, name) select n, 'document ' || n from generate_series(1, {rows}) n; \
              analyze documents; checkpoint"
         ),

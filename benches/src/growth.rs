@@ -100,7 +100,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     let rate = options.keys as f64 / usual.seconds;
     if options.json {
         let line = json!({
-            "bench": "memory", "keys": options.keys, "workers": options.workers,
+            "bench": "growth", "keys": options.keys, "workers": options.workers,
             "resident_bytes_after_a_tenth": usual.tenth, "resident_bytes_after_all": usual.end,
             "growth": growth, "dedupe_entry_bytes": entry, "keys_per_s": rate.round(),
         });

@@ -89,7 +89,7 @@ async fn flag_all(
              select $2, key, 'flag', $3 from flipped where set \
          ) \
          select k.key, case \
-             when exists (select from flipped where flipped.key = k.key and set) then 'flagged' \
+             when k.key in (select key from flipped where set) then 'flagged' \
              when exists (select from {name} as r where {matches} and {is_set}) then 'already' \
              when exists (select from {name} as r where {matches}) then 'kept' \
              when (select d.state from tombstream.deletion as d where d.relation = $2 and d.key = k.key \
@@ -146,7 +146,7 @@ async fn restore_all(
          ) \
          select k.key, case \
              when k.claimed then 'claimed' \
-             when exists (select from revived where revived.key = k.key and alive) then 'restored' \
+             when k.key in (select key from revived where alive) then 'restored' \
              when exists (select from {name} as r where {matches} and {is_set}) then 'kept' \
              when exists (select from {name} as r where {matches}) then 'alive' \
              when (select d.state = 'finalized' from tombstream.deletion as d \
@@ -192,7 +192,8 @@ async fn lock(
     keys: &[Key],
 ) -> Result<(), sqlx::Error> {
     let sql = format!(
-        "select from {name} as r join ({KEYS}) as k on {matches} order by {order} for no key update of r",
+        "with k as materialized ({KEYS}) \
+         select from {name} as r join k on {matches} order by {order} for no key update of r",
         name = table.name,
         matches = table.matches("k.key"),
         order = table.key_list,

@@ -58,6 +58,9 @@ impl FinalizeSql {
 /// `ending` says locked from gone: a row that was not locked and is still there is another's to
 /// finish with; one that is not there was removed by another hand. A row that was locked and is still
 /// there was kept by a trigger: trying again would never end. A newer life is seen now, for its grace.
+///
+/// What was removed is looked up by `in`, which is hashed: as a join the planner, who expects one row of each, compares
+/// each with each.
 fn remove_sql(relation: &Relation) -> String {
     let table = Table::new(relation);
     let relation_name = literal(&relation.name);
@@ -102,9 +105,9 @@ fn remove_sql(relation: &Relation) -> String {
              returning d.id \
          ), \
          ended as ( \
-             select d.*, case when d.ending = 'finalized' and removed.id is null then 'kept' \
+             select d.*, case when d.ending = 'finalized' and d.id not in (select id from removed) then 'kept' \
                  else d.ending end as outcome \
-             from decided d left join removed on removed.id = d.id \
+             from decided d \
          ), \
          closed as ( \
              update tombstream.deletion d set \

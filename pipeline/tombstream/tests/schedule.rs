@@ -83,7 +83,8 @@ async fn place() -> Place {
 
 impl Place {
     async fn one(&mut self, sql: &str) -> Option<String> {
-        sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&mut self.db).await.unwrap()
+        let query = sqlx::query_scalar::<_, Option<String>>(AssertSqlSafe(sql.to_owned()));
+        query.fetch_optional(&mut self.db).await.unwrap().flatten()
     }
 
     async fn sql(&mut self, sql: &str) {

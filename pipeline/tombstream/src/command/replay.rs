@@ -41,7 +41,7 @@ pub(super) struct Args {
     /// Parquet files in a folder or a bucket: messages (a column `value`, perhaps `key` and `topic`), or an archive.
     #[arg(long, group = "history", value_name = "URL")]
     parquet: Option<String>,
-    /// The place of [archive].
+    /// The place of `[archive]`.
     #[arg(long, group = "history")]
     archive: bool,
     /// The topics of [source.kafka], without its group.
@@ -67,7 +67,7 @@ pub(super) struct Args {
     #[arg(long)]
     dry_run: bool,
     /// Look in the stores, too, whether copies of what is finalized are there again; what is found is destroyed again by
-    /// `tombstream run`. As fast as [audit] allows.
+    /// `tombstream run`. As fast as `[audit]` allows.
     #[arg(long, conflicts_with = "dry_run")]
     reverify: bool,
     /// Most events a second. By default as fast as it goes.
