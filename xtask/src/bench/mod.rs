@@ -182,7 +182,7 @@ fn measure(options: &Options, bench: &Bench, programs: &Path) -> Result<Outcome>
         name: bench.name.clone(),
         command,
         date: tool("date", &["-u", "+%F"]),
-        revision: tool("git", &["describe", "--always", "--dirty"]),
+        revision: revision(),
         machine: Machine::this(),
         used_before,
         stolen,
@@ -222,6 +222,16 @@ fn keep(bench: &Bench, outcome: &Outcome) -> Result<()> {
     let mut text = serde_json::to_string_pretty(outcome)?;
     text.push('\n');
     std::fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))
+}
+
+/// The checkout's revision, and whether its code is another. What benches write is no code.
+fn revision() -> String {
+    let revision = tool("git", &["rev-parse", "--short", "HEAD"]);
+    let code = ["status", "--porcelain", "--", ".", ":!docs", ":!benches/results"];
+    match &*tool("git", &code) {
+        "unknown" => revision,
+        _ => format!("{revision}, changed"),
+    }
 }
 
 /// The first line that a tool prints; "unknown" where it is not there.
