@@ -4,6 +4,7 @@
 //! JSON. Here the servers are started, the machine is waited for until it is quiet, and the lines become
 //! `docs/benchmarks.md`.
 
+mod durable;
 mod list;
 mod machine;
 mod python;
@@ -13,6 +14,7 @@ use crate::services::{Service, Session, State};
 use crate::shell;
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use durable::Durable;
 use list::{Bench, List};
 use machine::{Machine, Ticks};
 use serde::{Deserialize, Serialize};
@@ -149,6 +151,7 @@ fn measure(options: &Options, bench: &Bench, programs: &Path) -> Result<Outcome>
         true => State::default(),
         false => session.start(&bench.servers)?,
     };
+    let durable = Durable::make(&state)?;
     let process = |service: Service| Some(state.servers.get(&service)?.process?.id);
     let arguments = bench.arguments(options.quick, process);
     let wait = Duration::from_secs(if options.quick { 0 } else { options.wait });
@@ -173,6 +176,7 @@ fn measure(options: &Options, bench: &Bench, programs: &Path) -> Result<Outcome>
     }
     let line = line(&mut program)?;
     let (_, stolen) = Ticks::now()?.since(before);
+    drop(durable);
     drop(session);
     let found = bench.figures.iter().find(|figure| figure.find(&line).is_none());
     if let Some(missing) = found {
