@@ -80,7 +80,7 @@ fn section(text: &mut String, bench: &Bench, outcome: &Outcome) {
     };
     write!(
         text,
-        "\n## {}: {}\n\n{}\n{}\n\n`{}`, {}, revision {}. The machine before: {quiet}; {:.0}% of its \
+        "\n## {}: {}\n\n{}.\n{}\n\n`{}`, {}, revision {}. The machine before: {quiet}; {:.0}% of its \
          processors were taken by others meanwhile. {} × {}, {} GiB, Linux {}.\n\n```json\n{}\n```\n",
         bench.measure,
         bench.name,
