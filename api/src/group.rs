@@ -48,19 +48,22 @@ impl Group {
         let (answer, mut answered) = oneshot::channel();
         let wanted = Wanted { key: json!(key).to_string(), actor: actor.to_owned(), answer };
         self.lock().push(wanted);
-        tokio::select! {
-            biased;
-            became = &mut answered => return became.ok(),
-            turn = self.turns.acquire() => {
-                let _turn = turn.ok()?;
-                let batch = self.take();
-                if !batch.is_empty() {
+        // Its own turn may be full of flags that came before: then it takes another.
+        loop {
+            tokio::select! {
+                biased;
+                became = &mut answered => return became.ok(),
+                turn = self.turns.acquire() => {
+                    let _turn = turn.ok()?;
+                    let batch = self.take();
+                    if batch.is_empty() {
+                        // Another turn has taken it along, and answers it.
+                        return answered.await.ok();
+                    }
                     flip(db, sql, relation, batch).await;
                 }
             }
         }
-        // By our own turn, or by the one that had taken it along before.
-        answered.await.ok()
     }
 
     fn take(&self) -> Vec<Wanted> {

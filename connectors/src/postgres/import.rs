@@ -16,6 +16,7 @@ use tombstream_model::{Block, ExportLine, Hash, Tree};
 
 use super::entries::{EntriesError, entries};
 use super::re_erase::{ChainStanding, standing};
+use super::seal::write_block;
 use super::statement::{json as text, whole};
 
 /// Entries of a statement: a few megabytes.
@@ -129,21 +130,7 @@ impl ReceiptImport {
         if tree.root() != Some(block.root) {
             return Err(ImportError::WentOn { common: self.standing.common });
         }
-        sqlx::query(
-            "insert into tombstream.receipt_block \
-                 (number, previous, entries, last_entry, root, sealed_at, hash) \
-             values ($1, $2, $3, $4, $5, $6, $7)",
-        )
-        .persistent(false)
-        .bind(block.number)
-        .bind(&block.previous.0[..])
-        .bind(block.entries)
-        .bind(block.last)
-        .bind(&block.root.0[..])
-        .bind(block.sealed_at)
-        .bind(&block.hash.0[..])
-        .execute(&mut *self.transaction)
-        .await?;
+        write_block(&mut self.transaction, block).await?;
         self.imported.blocks += 1;
         self.last_entry = block.last;
         Ok(())

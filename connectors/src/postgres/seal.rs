@@ -150,7 +150,7 @@ impl Sealer {
         let sealed_at = one(connection, "select clock_timestamp()").await?;
         let sealed = Block::seal(previous.as_ref(), &tree, last.number, sealed_at);
         let sealed = sealed.expect("it has a leaf");
-        write(connection, &sealed).await?;
+        write_block(connection, &sealed).await?;
         Ok(Turn::Sealed(sealed.entries))
     }
 }
@@ -169,7 +169,11 @@ async fn last_block(connection: &mut PgConnection) -> Result<Option<Block>, sqlx
     row.as_ref().map(block).transpose()
 }
 
-async fn write(connection: &mut PgConnection, block: &Block) -> Result<(), sqlx::Error> {
+/// Writes a block down.
+pub(super) async fn write_block(
+    connection: &mut PgConnection,
+    block: &Block,
+) -> Result<(), sqlx::Error> {
     sqlx::query(
         "insert into tombstream.receipt_block \
              (number, previous, entries, last_entry, root, sealed_at, hash) \

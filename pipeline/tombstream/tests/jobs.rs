@@ -8,44 +8,17 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use sqlx::AssertSqlSafe;
-
-use support::{Place, terminate, text, until_within};
+use support::{Notes, Place, terminate, text, until_within};
 
 /// How long anything here may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-const CONFIG: &str = r#"
-[database]
-url = { env = "NOTES_URL" }
-[pipeline]
-listen = "127.0.0.1:0"
-transaction_timeout = "3s"
-lease = "8s"
-[source.sweep]
-interval = "100ms"
-after = "0s"
-[store.copies]
-kind = "object_store"
-url = "file://FOLDER/copies"
-timeout = "2s"
-deadline = "4s"
-absent_share_max = 1.0
-[relation.notes]
-table = "public.notes"
-key = [{ column = "id", type = "bigint" }]
-flag = { column = "gone", type = "timestamptz" }
-key_reuse = "forbidden"
-grace = "GRACE"
-targets = [{ store = "copies", key = "{id}/original" }]
-"#;
-
 impl Place {
     async fn new(grace: &str) -> Self {
         let columns = "id bigint primary key, kind text, gone timestamptz";
-        let place = Self::made_of(columns, &CONFIG.replace("GRACE", grace), &[]).await;
-        let migrated = place.run(&["migrate"]);
-        assert!(migrated.status.success(), "{}", text(&migrated.stderr));
+        let place =
+            Self::made_of(columns, &Notes { grace, ..Notes::default() }.config(), &[]).await;
+        place.migrate();
         place
     }
 
@@ -60,15 +33,8 @@ impl Place {
                  execute format('alter table notes enable always trigger %I', name); end loop; end $$; \
              commit; analyze notes"
         );
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.db).await.unwrap();
-        for id in 1..=flagged + alive {
-            std::fs::create_dir(self.copy(id).parent().unwrap()).unwrap();
-            std::fs::write(self.copy(id), "bytes").unwrap();
-        }
-    }
-
-    async fn count(&mut self, sql: &'static str) -> i64 {
-        sqlx::query_scalar(sql).fetch_one(&mut self.db).await.unwrap()
+        self.sql(&sql).await;
+        (1..=flagged + alive).for_each(|id| self.note(id));
     }
 }
 
@@ -186,8 +152,7 @@ async fn a_backfill_that_is_told_to_stop_says_so_and_jobs_show_it() {
 async fn a_backfill_and_run_share_the_rows() {
     let mut place = Place::new("0s").await;
     place.fill(1_500, 10).await;
-    let mut run =
-        place.command(&["run"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut run = place.begin();
     let ended = place.run(&["backfill", "--relation", "notes", "--job", "beside"]);
     let report = last(&ended);
     assert!([Some(0), Some(3)].contains(&ended.status.code()), "{report}");

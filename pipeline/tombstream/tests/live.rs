@@ -102,10 +102,9 @@ async fn check_live_names_what_is_missing_and_migrate_mends_it() {
 #[tokio::test]
 async fn a_flagged_row_goes_after_its_copy_and_sigterm_ends_the_run() {
     let mut place = Place::new().await;
-    assert!(place.run(&["migrate"]).status.success());
+    place.migrate();
     for id in [1_i64, 2] {
-        std::fs::create_dir(place.copy(id).parent().unwrap()).unwrap();
-        std::fs::write(place.copy(id), "bytes").unwrap();
+        place.note(id);
         let insert = "insert into public.notes values ($1, case when $1 = 1 then now() end)";
         sqlx::query(insert).bind(id).execute(&mut place.db).await.unwrap();
     }
@@ -138,7 +137,7 @@ async fn a_flag_is_told_by_the_log_and_a_slot_that_is_gone_is_made_anew() {
          [source.sweep]\ninterval = \"6h\"\nafter = \"6h\"",
     )
     .await;
-    assert!(place.run(&["migrate"]).status.success());
+    place.migrate();
     let before = text(&place.run(&["check", "--live"]).stdout);
     assert!(before.contains("run `tombstream check --fix`"), "{before}");
     let fixed = place.run(&["check", "--fix"]);
@@ -194,7 +193,7 @@ async fn a_removal_that_the_log_tells_is_in_a_chain_that_anyone_can_check() {
          [receipts]\nkeys = \"hashed\"\nsecret = { env = \"RECEIPTS_SECRET\" }",
     )
     .await;
-    assert!(place.run(&["migrate"]).status.success());
+    place.migrate();
     let fixed = place.run(&["check", "--fix"]);
     assert_eq!(fixed.status.code(), Some(0), "{}", text(&fixed.stdout));
     let mut process = place.command(&["run"]).stderr(Stdio::piped()).spawn().unwrap();
@@ -265,7 +264,7 @@ async fn a_removal_that_the_log_tells_is_in_a_chain_that_anyone_can_check() {
 #[tokio::test]
 async fn resume_ends_a_pause_and_knows_its_relations() {
     let mut place = Place::new().await;
-    assert!(place.run(&["migrate"]).status.success());
+    place.migrate();
     sqlx::query(
         "insert into tombstream.pause (relation, reason) values ('notes', 'too many absent')",
     )
@@ -287,7 +286,7 @@ async fn resume_ends_a_pause_and_knows_its_relations() {
 #[tokio::test]
 async fn run_refuses_a_relation_whose_removed_rows_would_take_children_along() {
     let mut place = Place::new().await;
-    assert!(place.run(&["migrate"]).status.success());
+    place.migrate();
     sqlx::raw_sql("create table public.child (note bigint references notes on delete cascade)")
         .execute(&mut place.db)
         .await
@@ -327,7 +326,7 @@ async fn events_in_files_are_read_and_their_positions_are_kept() {
         &format!("[source.files]\npath = \"file://{}\"\n[source.sweep]", archive.display()),
     );
     std::fs::write(&config, text).unwrap();
-    assert!(place.run(&["migrate"]).status.success());
+    place.migrate();
     let insert = "insert into public.notes values (1, '2026-01-02T03:04:05Z'), (2, null)";
     sqlx::raw_sql(insert).execute(&mut place.db).await.unwrap();
     let lines = format!("{}\n{}\nwords\n", flagged_record(1), flagged_record(2));
@@ -373,7 +372,7 @@ fn text_of(output: &Output) -> String {
 #[tokio::test]
 async fn every_command_refuses_a_ledger_that_is_newer_and_says_what_to_run() {
     let mut place = Place::new().await;
-    assert!(place.run(&["migrate"]).status.success());
+    place.migrate();
     sqlx::raw_sql(
         "insert into tombstream.migration (version, description, success, checksum, execution_time) \
          values (9999, 'of a newer one', true, '', 0)",
@@ -414,7 +413,7 @@ async fn a_letter_is_driven_again_by_the_pipeline_that_runs() {
     let sources =
         format!("[source.files]\npath = \"file://{}\"\nfollow = true\n", folder.path().display());
     let mut place = Place::with(&sources).await;
-    assert!(place.run(&["migrate"]).status.success());
+    place.migrate();
     sqlx::raw_sql(
         "insert into tombstream.dead_letter (topic, partition, \"offset\", reason, value) values \
              ('file:///a.jsonl', 0, 1, 'no', '{\"ts_ms\": 1}'), \

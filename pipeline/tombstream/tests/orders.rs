@@ -4,8 +4,6 @@
 
 mod support;
 
-use sqlx::AssertSqlSafe;
-
 use support::{Place, text};
 
 const CONFIG: &str = r#"
@@ -28,7 +26,7 @@ impl Place {
     async fn new() -> Self {
         let envs = [("TOMBSTREAM_ACTOR", "ann")];
         let place = Self::made_of("id bigint primary key, gone timestamptz", CONFIG, &envs).await;
-        assert!(place.run(&["migrate"]).status.success());
+        place.migrate();
         place
     }
 
@@ -46,13 +44,8 @@ impl Place {
         text(&output.stderr)
     }
 
-    async fn sql(&mut self, sql: &str) {
-        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut self.db).await.unwrap();
-    }
-
-    async fn count(&mut self, what: &str) -> i64 {
-        let sql = AssertSqlSafe(format!("select count(*) from {what}"));
-        sqlx::query_scalar(sql).fetch_one(&mut self.db).await.unwrap()
+    async fn count_of(&mut self, what: &str) -> i64 {
+        self.count(&format!("select count(*) from {what}")).await
     }
 }
 
@@ -101,7 +94,7 @@ async fn a_hold_is_set_listed_and_released_and_explained() {
     );
     assert!(place.complains(&["explain", "nots", "1"], 1).contains("known are notes"));
     assert!(place.complains(&["explain", "notes", "1"], 1).contains("notes has no row 1"));
-    assert_eq!(place.count("tombstream.operator_order where actor in ('ann', 'bob')").await, 2);
+    assert_eq!(place.count_of("tombstream.operator_order where actor in ('ann', 'bob')").await, 2);
     place.end().await;
 }
 
@@ -124,14 +117,14 @@ async fn parked_work_is_shown_retried_and_waived() {
     let waived =
         place.says(&["parked", "waive", "1501", "--store", "copies", "--reason", "an old bucket"]);
     assert_eq!(waived, "store copies is waived; deletion 1501 of notes is claimed again\n");
-    assert_eq!(place.count("tombstream.deletion where targets @> '[{\"outcome\": {\"verdict\": \"waived\", \"said\": \"ann: an old bucket\"}}]'").await, 1);
+    assert_eq!(place.count_of("tombstream.deletion where targets @> '[{\"outcome\": {\"verdict\": \"waived\", \"said\": \"ann: an old bucket\"}}]'").await, 1);
     assert!(
         place
             .complains(&["parked", "retry", "1", "1501"], 1)
             .contains("is not parked: it is claimed")
     );
     assert_eq!(
-        place.count("tombstream.deletion where state = 'pending'").await,
+        place.count_of("tombstream.deletion where state = 'pending'").await,
         1,
         "the other went on"
     );
@@ -186,8 +179,8 @@ async fn the_breaker_is_shown_and_exactly_what_was_seen_is_decided() {
         "2000 restored\n100 still wait: not chosen, or held by others at the moment (see tombstream breaker show notes)\n"
     );
     assert_eq!(text(&rejected.stderr), "1000 …\n2000 …\n");
-    assert_eq!(place.count("notes where gone is null").await, 2000);
-    assert_eq!(place.count("tombstream.deletion where state = 'cancelled'").await, 2000);
+    assert_eq!(place.count_of("notes where gone is null").await, 2000);
+    assert_eq!(place.count_of("tombstream.deletion where state = 'cancelled'").await, 2000);
     let approved = place.says(&["breaker", "approve", "notes", "--all"]);
     assert_eq!(approved, "100 approved\nnothing waits: the breaker is reset\n");
     assert!(place.says(&["breaker", "show", "notes"]).starts_with("notes: not tripped\n"));

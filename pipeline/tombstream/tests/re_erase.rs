@@ -88,31 +88,14 @@ async fn place(size: Size, created: &str, hashed: bool) -> Place {
     let columns =
         "id bigserial primary key, gone timestamptz, born timestamptz not null default now()";
     let place = Place::made_of(columns, &config, &[SECRET, ("TOMBSTREAM_ACTOR", "test")]).await;
-    let migrated = place.run(&["migrate"]);
-    assert!(migrated.status.success(), "{}", text(&migrated.stderr));
+    place.migrate();
     place
 }
 
 impl Place {
-    async fn sql(&mut self, sql: String) {
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.db).await.unwrap();
-    }
-
-    async fn count(&mut self, sql: &str) -> i64 {
-        sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&mut self.db).await.unwrap()
-    }
-
-    fn fill(&self, ids: std::ops::Range<i64>) {
-        for id in ids {
-            std::fs::create_dir_all(self.copy(id).parent().unwrap()).unwrap();
-            std::fs::write(self.copy(id), "bytes").unwrap();
-        }
-    }
-
     /// Runs the pipeline until there are so many receipts.
     async fn run_until(&mut self, receipts: i64) {
-        let mut run =
-            self.command(&["run"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut run = self.begin();
         until_within(PATIENCE, "all are finalized", async || {
             self.count("select count(*) from tombstream.receipt").await >= receipts
         })
@@ -183,33 +166,33 @@ async fn history(place: &mut Place, size: Size) {
     let Size { erased, anew, alive } = size;
     let (old, new) = (size.first_old(), size.first_new());
     place
-        .sql(format!(
+        .sql(&format!(
             "insert into notes (born) select now() - interval '2 days' from generate_series(1, {})",
             erased + alive + anew
         ))
         .await;
-    place.fill(1..old + anew);
-    place.sql(format!("update notes set gone = now() where id >= {old}")).await;
+    (1..old + anew).for_each(|id| place.note(id));
+    place.sql(&format!("update notes set gone = now() where id >= {old}")).await;
     place.run_until(anew).await;
     place
-        .sql(format!("insert into notes (id) select n from generate_series({old}, {}) n", new - 1))
+        .sql(&format!("insert into notes (id) select n from generate_series({old}, {}) n", new - 1))
         .await;
-    place.fill(old..new);
+    (old..new).for_each(|id| place.note(id));
     // A receipt behind them: what was written before it is of the backup for certain.
-    place.sql("insert into notes (id) values (1000000); update notes set gone = now() where id = 1000000".into()).await;
+    place.sql("insert into notes (id) values (1000000); update notes set gone = now() where id = 1000000").await;
     place.run_until(anew + 1).await;
     // It seals, too.
     place.export("before.jsonl");
     place.back_up().await;
     place
-        .sql(format!(
+        .sql(&format!(
             "insert into notes (id) select n from generate_series({new}, {}) n",
             new + anew - 1
         ))
         .await;
-    place.fill(new..new + anew);
+    (new..new + anew).for_each(|id| place.note(id));
     place
-        .sql(format!(
+        .sql(&format!(
             "update notes set gone = now() where id <= {erased} or id between {new} and {}",
             new + anew - 1
         ))
@@ -220,12 +203,12 @@ async fn history(place: &mut Place, size: Size) {
     place.restore().await;
     assert_eq!(place.count("select count(*) from notes").await, erased + alive + anew);
     place
-        .sql(format!(
+        .sql(&format!(
             "insert into notes (id) select n from generate_series({new}, {}) n",
             new + anew - 1
         ))
         .await;
-    place.fill(new..new + anew);
+    (new..new + anew).for_each(|id| place.note(id));
 }
 
 const SINCE: &[&str] =
@@ -255,7 +238,7 @@ async fn a_restored_backup_is_erased_again_and_keys_that_were_used_anew_stay() {
     history(&mut place, size).await;
     let (old, new) = (size.first_old(), size.first_new());
     // The backup of the store brought half of the copies back.
-    place.fill(1..erased / 2);
+    (1..erased / 2).for_each(|id| place.note(id));
 
     let dry = place.run(&[SINCE, &["--dry-run", "--report", "dry.jsonl"]].concat());
     assert_eq!(dry.status.code(), Some(0), "{}{}", text(&dry.stdout), text(&dry.stderr));
@@ -323,7 +306,7 @@ async fn without_a_column_of_creation_the_servers_transactions_show_what_is_of_t
     let mut place = place(size, "", false).await;
     history(&mut place, size).await;
     // Written since the restore: nothing shows any more that it was there before.
-    place.sql("update notes set born = born where id = 7".into()).await;
+    place.sql("update notes set born = born where id = 7").await;
     let ended = place.run(&[SINCE, &["--report", "report.jsonl"]].concat());
     assert_eq!(ended.status.code(), Some(3), "{}{}", text(&ended.stdout), text(&ended.stderr));
     let report = lines(&place, "report.jsonl");
@@ -371,16 +354,13 @@ async fn a_table_that_was_put_back_alone_is_erased_again_by_an_operators_word() 
     let size = Size { erased: 0, anew: 3, alive: 2 };
     let mut place = place(size, CREATED, false).await;
     place
-        .sql(
-            "insert into notes (born) select now() - interval '2 days' from generate_series(1, 5)"
-                .into(),
-        )
+        .sql("insert into notes (born) select now() - interval '2 days' from generate_series(1, 5)")
         .await;
-    place.fill(1..6);
-    place.sql("create table backup as select * from notes; update notes set gone = now() where id <= 3".into()).await;
+    (1..6).for_each(|id| place.note(id));
+    place.sql("create table backup as select * from notes; update notes set gone = now() where id <= 3").await;
     place.run_until(3).await;
     place.export("receipts.jsonl");
-    place.sql("insert into notes select * from backup on conflict do nothing".into()).await;
+    place.sql("insert into notes select * from backup on conflict do nothing").await;
     let ended = place.run(&[SINCE, &["--report", "report.jsonl"]].concat());
     assert_eq!(ended.status.code(), Some(3), "{}{}", text(&ended.stdout), text(&ended.stderr));
     assert_eq!(of(&lines(&place, "report.jsonl"), "ambiguous"), [1, 2, 3]);
@@ -419,7 +399,7 @@ async fn a_restored_row_stays_and_a_spoiled_export_is_not_believed() {
     assert_eq!(place.run(&[SINCE, &head].concat()).status.code(), Some(1));
 
     assert_eq!(place.run(SINCE).status.code(), Some(0));
-    place.sql("update notes set gone = null where id = 2".into()).await;
+    place.sql("update notes set gone = null where id = 2").await;
     let again = place.run(&[SINCE, &["--job", "again", "--report", "report.jsonl"]].concat());
     assert_eq!(again.status.code(), Some(3), "{}", text(&again.stderr));
     let report = lines(&place, "report.jsonl");

@@ -33,22 +33,12 @@ impl Place {
         let columns = "id bigint primary key, gone timestamptz";
         let envs = [("TOMBSTREAM_ACTOR", "test")];
         let place = Self::made_of(columns, CONFIG, &envs).await;
-        let migrated = place.run(&["migrate"]);
-        assert!(migrated.status.success(), "{}", text(&migrated.stderr));
+        place.migrate();
         place
-    }
-
-    async fn sql(&mut self, sql: &str) {
-        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut self.db).await.unwrap();
     }
 
     async fn texts(&mut self, sql: &str) -> Vec<String> {
         sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_all(&mut self.db).await.unwrap()
-    }
-
-    fn note(&self, id: i64) {
-        std::fs::create_dir_all(self.copy(id).parent().unwrap()).unwrap();
-        std::fs::write(self.copy(id), "bytes").unwrap();
     }
 
     /// Writes a report, and gives its digest as it was printed.

@@ -12,46 +12,18 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 
-use support::{Place, text, until_within};
-
-const CONFIG: &str = r#"
-[database]
-url = { env = "NOTES_URL" }
-[pipeline]
-listen = "127.0.0.1:0"
-transaction_timeout = "3s"
-lease = "8s"
-[source.sweep]
-interval = "100ms"
-after = "0s"
-[store.copies]
-kind = "object_store"
-url = "file://FOLDER/copies"
-timeout = "2s"
-deadline = "4s"
-absent_share_max = 1.0
-[relation.notes]
-table = "public.notes"
-key = [{ column = "id", type = "bigint" }]
-flag = { column = "gone", type = "timestamptz" }
-key_reuse = "forbidden"
-targets = [{ store = "copies", key = "{id}/original" }]
-"#;
+use support::{Notes, Place, text, until_within};
 
 impl Place {
     async fn new() -> Self {
-        let place = Self::made_of("id bigint primary key, gone timestamptz", CONFIG, &[]).await;
-        let migrated = place.run(&["migrate"]);
-        assert!(migrated.status.success(), "{}", text(&migrated.stderr));
+        let place = Self::made_of(
+            "id bigint primary key, gone timestamptz",
+            &Notes::default().config(),
+            &[],
+        )
+        .await;
+        place.migrate();
         place
-    }
-
-    async fn sql(&mut self, sql: &str) {
-        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut self.db).await.unwrap();
-    }
-
-    async fn count(&mut self, sql: &'static str) -> i64 {
-        sqlx::query_scalar(sql).fetch_one(&mut self.db).await.unwrap()
     }
 
     fn put(&self, ids: impl Iterator<Item = i64>) {
@@ -236,8 +208,7 @@ async fn a_replay_that_is_killed_begins_anew_and_destroys_nothing_twice() {
     let count = |name: &str| ended["counts"][name].as_i64().unwrap_or_default();
     assert_eq!(count("finalized") + count("done") + count("underway"), ROWS, "{ended}");
     // What the killed one had claimed is `run`'s, when its lease is over.
-    let mut run =
-        place.command(&["run"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut run = place.begin();
     until_within(Duration::from_secs(60), "all go", async || place.count(RECEIPTS).await == ROWS)
         .await;
     run.kill().unwrap();
@@ -293,18 +264,13 @@ path = "file://FOLDER/events"
 
 impl Place {
     async fn archiving() -> Self {
-        let config = CONFIG.to_owned() + ARCHIVE;
+        let config = Notes::default().config() + ARCHIVE;
         let place = Self::made_of("id bigint primary key, gone timestamptz", &config, &[]).await;
-        let migrated = place.run(&["migrate"]);
-        assert!(migrated.status.success(), "{}", text(&migrated.stderr));
+        place.migrate();
         for folder in ["archive", "events"] {
             std::fs::create_dir(place.folder.path().join(folder)).unwrap();
         }
         place
-    }
-
-    fn begin(&self) -> std::process::Child {
-        self.command(&["run"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 }
 
@@ -403,9 +369,10 @@ async fn an_archive_brings_flagged_rows_to_the_claim_again() {
 /// that have a row again, and `run` destroys the others.
 #[tokio::test]
 async fn a_replay_that_asks_the_stores_finds_what_came_back() {
-    let config = CONFIG.to_owned() + "[audit]\nafter = []\nwait = \"100ms\"\nrate = 20000\n";
+    let config =
+        Notes::default().config() + "[audit]\nafter = []\nwait = \"100ms\"\nrate = 20000\n";
     let mut place = Place::made_of("id bigint primary key, gone timestamptz", &config, &[]).await;
-    assert!(place.run(&["migrate"]).status.success());
+    place.migrate();
     place.sql("insert into notes select n, now() from generate_series(1, 300) n").await;
     place.put(1..=300);
     let lines: Vec<Value> = (1..=300).flat_map(flagged).collect();
@@ -427,8 +394,7 @@ async fn a_replay_that_asks_the_stores_finds_what_came_back() {
     assert_eq!(*counts, expected);
     assert_eq!(found.status.code(), Some(3));
     assert!(place.has_copies(1..=40), "nothing is destroyed without the claim");
-    let mut run =
-        place.command(&["run"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut run = place.begin();
     until_within(Duration::from_secs(60), "they go", async || {
         (1..40).all(|id| !place.copy(id).exists())
     })

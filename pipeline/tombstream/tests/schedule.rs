@@ -11,33 +11,13 @@ use std::time::Duration;
 
 use sqlx::AssertSqlSafe;
 
-use support::{Place, terminate, text, until_within};
+use support::{Notes, Place, terminate, text, until_within};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
-const CONFIG: &str = r#"
-[database]
-url = { env = "NOTES_URL" }
-[pipeline]
-listen = "127.0.0.1:PORT"
-transaction_timeout = "3s"
-lease = "8s"
-[source.sweep]
-interval = "100ms"
-after = "0s"
-[store.copies]
-kind = "object_store"
-url = "file://FOLDER/copies"
-timeout = "2s"
-deadline = "4s"
-absent_share_max = 0.9
-[relation.notes]
-table = "public.notes"
-key = [{ column = "id", type = "bigint" }]
-flag = { column = "gone", type = "timestamptz" }
-key_reuse = "forbidden"
-targets = [{ store = "copies", key = "{id}/original" }]
-"#;
+fn notes(port: u16) -> String {
+    Notes { port, absent_share_max: 0.9, ..Notes::default() }.config()
+}
 
 /// A port that nobody has, to be had a moment later.
 fn port() -> u16 {
@@ -63,7 +43,7 @@ impl Pipeline {
         let port = port();
         let file = place.folder.path().join(format!("{port}.toml"));
         let path = place.folder.path().display().to_string();
-        let config = CONFIG.replace("FOLDER", &path).replace("PORT", &port.to_string());
+        let config = notes(port).replace("FOLDER", &path);
         std::fs::write(&file, format!("{config}{jobs}")).unwrap();
         let file = file.display().to_string();
         let mut command = place.command(&["run", "--config", &file]);
@@ -74,10 +54,8 @@ impl Pipeline {
 
 async fn place() -> Place {
     let columns = "id bigint primary key, gone timestamptz";
-    let config = CONFIG.replace("PORT", "0");
-    let place = Place::made_of(columns, &config, &[]).await;
-    let migrated = place.run(&["migrate"]);
-    assert!(migrated.status.success(), "{}", text(&migrated.stderr));
+    let place = Place::made_of(columns, &notes(0), &[]).await;
+    place.migrate();
     place
 }
 
@@ -85,15 +63,6 @@ impl Place {
     async fn one(&mut self, sql: &str) -> Option<String> {
         let query = sqlx::query_scalar::<_, Option<String>>(AssertSqlSafe(sql.to_owned()));
         query.fetch_optional(&mut self.db).await.unwrap().flatten()
-    }
-
-    async fn sql(&mut self, sql: &str) {
-        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut self.db).await.unwrap();
-    }
-
-    fn note(&self, id: i64) {
-        std::fs::create_dir_all(self.copy(id).parent().unwrap()).unwrap();
-        std::fs::write(self.copy(id), "bytes").unwrap();
     }
 }
 

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "not every target needs all of it")]
 
-use std::process::{Child, Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnectOptions;
@@ -58,6 +58,32 @@ impl Place {
         self.command(args).output().unwrap()
     }
 
+    /// Migrates the ledger, and must succeed.
+    pub(crate) fn migrate(&self) {
+        let migrated = self.run(&["migrate"]);
+        assert!(migrated.status.success(), "{}", text(&migrated.stderr));
+    }
+
+    /// `tombstream run` as a process of its own, which says nothing.
+    pub(crate) fn begin(&self) -> Child {
+        self.command(&["run"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    pub(crate) async fn sql(&mut self, sql: &str) {
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut self.db).await.unwrap();
+    }
+
+    /// The one number that a query gives.
+    pub(crate) async fn count(&mut self, sql: &str) -> i64 {
+        sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&mut self.db).await.unwrap()
+    }
+
+    /// Makes the copy of a note.
+    pub(crate) fn note(&self, id: i64) {
+        std::fs::create_dir_all(self.copy(id).parent().unwrap()).unwrap();
+        std::fs::write(self.copy(id), "bytes").unwrap();
+    }
+
     /// Where the copy of a note is.
     pub(crate) fn copy(&self, id: i64) -> std::path::PathBuf {
         self.folder.path().join(format!("copies/{id}/original"))
@@ -67,6 +93,53 @@ impl Place {
         self.db.close().await.unwrap();
         let drop = AssertSqlSafe(format!("drop database {} with (force)", self.name));
         sqlx::query(drop).execute(&mut self.admin).await.unwrap();
+    }
+}
+
+/// A configuration of `public.notes`, whose copies are in the folder. Its lease and deadlines are short, so that what a
+/// killed process had claimed is soon another's.
+pub(crate) struct Notes<'a> {
+    /// Where `run` listens; 0 is any port.
+    pub(crate) port: u16,
+    pub(crate) absent_share_max: f64,
+    pub(crate) grace: &'a str,
+}
+
+impl Default for Notes<'_> {
+    fn default() -> Self {
+        Self { port: 0, absent_share_max: 1.0, grace: "0s" }
+    }
+}
+
+impl Notes<'_> {
+    pub(crate) fn config(&self) -> String {
+        let Self { port, absent_share_max, grace } = self;
+        format!(
+            r#"
+[database]
+url = {{ env = "NOTES_URL" }}
+[pipeline]
+listen = "127.0.0.1:{port}"
+transaction_timeout = "3s"
+lease = "8s"
+[source.sweep]
+interval = "100ms"
+after = "0s"
+[store.copies]
+kind = "object_store"
+url = "file://FOLDER/copies"
+timeout = "2s"
+deadline = "4s"
+absent_share_max = {absent_share_max:?}
+[relation.notes]
+table = "public.notes"
+key = [{{ column = "id", type = "bigint" }}]
+flag = {{ column = "gone", type = "timestamptz" }}
+key_reuse = "forbidden"
+grace = "{grace}"
+targets = [{{ store = "copies", key = "{{id}}/original" }}]
+"#
+        )
     }
 }
 
