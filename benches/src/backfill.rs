@@ -3,7 +3,6 @@
 //! Both read the same table in turns. With `--ledger` the ledger is the real one and only the store is null: what a
 //! deletion costs in Postgres, which the copy has nothing of. It runs once, since it removes the rows.
 
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,6 +20,7 @@ use tombstream_dataflow::{Config, Pipeline};
 use tombstream_model::{Ledger, Relation, RelationId};
 
 use crate::cpu::memory;
+use crate::figures::median;
 use crate::null::{NullLedger, store};
 use crate::server::{self, execute};
 use crate::slot;
@@ -121,31 +121,19 @@ async fn backfill<L: Ledger>(
 
 /// The server's own client, writing to /dev/null.
 async fn copy(pool: &PgPool, at: &PgConnectOptions) -> Result<f64> {
-    let folder: String = sqlx::query_scalar("select setting from pg_config where name = 'BINDIR'")
-        .fetch_one(pool)
-        .await?;
-    let program = PathBuf::from(folder).join("psql");
+    let mut program = server::program(pool, at, "psql").await?;
     let sql = "copy (select id, deleted_at from documents where deleted_at is not null) to stdout";
     let begun = Instant::now();
-    let status = tokio::process::Command::new(&program)
+    let status = program
         .args(["-X", "-q", "-c", sql])
-        .args(["--host", at.get_host(), "--port", &at.get_port().to_string()])
-        .args(["--username", at.get_username(), "--dbname", at.get_database().unwrap_or_default()])
-        .env("PGPASSWORD", at.to_url_lossy().password().unwrap_or_default())
-        .stdin(Stdio::null())
         .stdout(Stdio::null())
         .status()
         .await
-        .with_context(|| format!("can't run {}", program.display()))?;
+        .context("can't run psql")?;
     if !status.success() {
         bail!("psql: {status}");
     }
     Ok(begun.elapsed().as_secs_f64())
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
 async fn scene(options: &Options, at: &PgConnectOptions) -> Result<()> {
@@ -165,7 +153,7 @@ async fn scene(options: &Options, at: &PgConnectOptions) -> Result<()> {
         plans.push(ran.planned);
     }
     let rows = options.rows as f64;
-    let (copied, filled) = (median(copies.clone()), median(fills.clone()));
+    let (copied, filled) = (median(&copies), median(&fills));
     let mut result = json!({
         "rows": options.rows,
         "copy_seconds": copies,

@@ -19,7 +19,7 @@ use tombstream_e2e::{Connector, Database, Servers, random_name};
 use tombstream_model::decode::{Decoded, Decoder, RowDecoder};
 use tombstream_model::{FlagState, Generation, Key, Records, Relation, Source};
 
-use crate::figures::{Ratio, median};
+use crate::figures::{Ratio, Times, median};
 use crate::server::execute;
 use crate::slot::relation;
 
@@ -129,10 +129,9 @@ fn report(options: &Options, direct: &[f64], through: &[f64], latencies: [Vec<f6
     let rows = f64::from(options.rows);
     let rate = |of: &[f64]| (rows / median(of)).round();
     let ratio = Ratio::of(through, direct);
-    let [ours, theirs] = latencies.map(|mut all| {
-        all.sort_by(f64::total_cmp);
-        let at = |share: f64| all[(all.len() as f64 * share) as usize] * 1e3;
-        (at(0.5), at(0.99))
+    let [ours, theirs] = latencies.map(|all| {
+        let times = Times::new(all);
+        (times.at(0.5), times.at(0.99))
     });
     let p50 = ours.0 / theirs.0;
     if options.json {

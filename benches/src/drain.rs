@@ -25,7 +25,7 @@ use tombstream_model::Ledger;
 
 use crate::cpu::{Drained, Threads, processor_seconds};
 use crate::envelope::envelope;
-use crate::figures::{Ratio, median};
+use crate::figures::{Ratio, median, processors, walls};
 use crate::null::{Counting, NullLedger, store};
 use crate::scene::Scene;
 use crate::server::{self, execute};
@@ -99,8 +99,6 @@ async fn scene(options: &Options, brokers: &str, topic: &str) -> Result<()> {
         );
     }
     let events = options.events as f64;
-    let walls = |of: &[Drained]| of.iter().map(|it| it.wall).collect::<Vec<_>>();
-    let processors = |of: &[Drained]| of.iter().map(|it| it.processor).collect::<Vec<_>>();
     let wall = Ratio::of(&walls(&theirs), &walls(&ours));
     let processor = Ratio::of(&processors(&theirs), &processors(&ours));
     let (our_rate, their_rate) = (events / median(&walls(&ours)), events / median(&walls(&theirs)));

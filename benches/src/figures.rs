@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::cpu::Drained;
 
@@ -45,4 +46,27 @@ pub(crate) fn walls(of: &[Drained]) -> Vec<f64> {
 /// How long processors were busy with each round.
 pub(crate) fn processors(of: &[Drained]) -> Vec<f64> {
     of.iter().map(|it| it.processor).collect()
+}
+
+/// How long things took, in seconds, sorted.
+pub(crate) struct Times(Vec<f64>);
+
+impl Times {
+    pub(crate) fn new(mut all: Vec<f64>) -> Self {
+        all.sort_by(f64::total_cmp);
+        Self(all)
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The milliseconds that this share of them did not exceed.
+    pub(crate) fn at(&self, share: f64) -> f64 {
+        self.0[((self.0.len() - 1) as f64 * share).round() as usize] * 1e3
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        json!({"p50_ms": self.at(0.5), "p99_ms": self.at(0.99)})
+    }
 }

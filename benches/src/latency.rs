@@ -19,18 +19,18 @@ use tombstream_connectors::elasticsearch::{ElasticsearchConfig, ElasticsearchSin
 use tombstream_connectors::postgres::{
     PgLedger, PostgresSource, ReplicationConfig, Scope, Sweep, SweepConfig,
 };
-use tombstream_connectors::s3::{S3Config, S3Credentials, S3Sink};
+use tombstream_connectors::s3::S3Sink;
 use tombstream_dataflow::{Config, ErasedSink, Pipeline, Store, StoreConfig, Verify};
 use tombstream_e2e::{Bucket, Index, Servers};
 use tombstream_model::{
-    AddressTemplate, Candidate, Cause, Claimed, Ending, FlagState, FlagValue, Found, Key,
-    Ledger as _, Outcome, Relation, RelationId, Settled, Source as _, StoreId, Target,
-    TargetTemplate, Template, Verdict,
+    AddressTemplate, Ending, FlagState, FlagValue, Ledger as _, Relation, Source as _, StoreId,
+    Target, TargetTemplate, Template, Verdict,
 };
 
 use crate::direct::Decoders;
-use crate::scene::Scene;
-use crate::server::execute;
+use crate::figures::Times;
+use crate::scene::{DOCUMENTS, Scene, candidate, settled};
+use crate::server::{self, execute};
 use crate::slot;
 
 #[derive(Args)]
@@ -49,11 +49,9 @@ pub(crate) struct Options {
     json: bool,
 }
 
-const DOCUMENTS: RelationId = RelationId(0);
-
 pub(crate) async fn run(options: Options) -> Result<()> {
     let servers = Servers::from_env()?;
-    let name = crate::server::new_name("bench-");
+    let name = server::new_name("bench-");
     let bucket = Bucket::make(&servers, &name).await?;
     let index = Index::make(&servers.elasticsearch, &name).await?;
     let relation = relation(&name)?;
@@ -87,24 +85,6 @@ struct Run {
     scene: Scene,
 }
 
-/// Seconds, sorted.
-struct Times(Vec<f64>);
-
-impl Times {
-    fn new(mut all: Vec<f64>) -> Self {
-        all.sort_by(f64::total_cmp);
-        Self(all)
-    }
-
-    fn at(&self, share: f64) -> f64 {
-        self.0[((self.0.len() - 1) as f64 * share).round() as usize] * 1e3
-    }
-
-    fn json(&self) -> serde_json::Value {
-        json!({"p50_ms": self.at(0.5), "p99_ms": self.at(0.99)})
-    }
-}
-
 impl Run {
     async fn remove(self) -> Result<()> {
         for slot in [self.slot("ours"), self.slot("plain")] {
@@ -123,17 +103,8 @@ impl Run {
     }
 
     fn sinks(&self) -> Result<[Arc<dyn ErasedSink>; 2]> {
-        let servers = &self.servers;
-        let mut s3: S3Config = serde_json::from_value(json!({
-            "endpoint": servers.s3, "bucket": self.name, "rate_per_prefix": 1_000_000,
-        }))?;
-        s3.credentials = Some(S3Credentials {
-            access_key_id: Secret::new(&servers.s3_access_key),
-            secret_access_key: Secret::new(&servers.s3_secret_key),
-            session_token: None,
-        });
-        let search: ElasticsearchConfig =
-            serde_json::from_value(json!({"url": servers.elasticsearch, "index": self.name}))?;
+        let s3 = server::s3_config(&self.name)?;
+        let search = ElasticsearchConfig::new(self.servers.elasticsearch.clone(), &self.name);
         Ok([Arc::new(S3Sink::new(s3)?), Arc::new(ElasticsearchSink::new(search)?)])
     }
 
@@ -179,7 +150,7 @@ impl Run {
             .fetch_all(pool)
             .await?,
         );
-        ensure!(whole.0.len() == rows as usize, "{} of {rows} have a receipt", whole.0.len());
+        ensure!(whole.count() == rows as usize, "{} of {rows} have a receipt", whole.count());
         running.stop(Duration::from_secs(10)).await?;
         let seen = self.plain().await?;
         let [claim, slowest, finalize] = self.alone(&ledger).await?;
@@ -317,9 +288,9 @@ impl Run {
                 destroys[at].push(begun.elapsed().as_secs_f64());
                 ensure!(outcomes[0].verdict == Verdict::Deleted, "{:?}", outcomes[0]);
             }
-            let settled = [settle(claimed)];
+            let gone = [settled(claimed)];
             let begun = Instant::now();
-            let endings = ledger.finalize(DOCUMENTS, &settled).await?;
+            let endings = ledger.finalize(DOCUMENTS, &gone).await?;
             ends.push(begun.elapsed().as_secs_f64());
             ensure!(endings == [Ending::Finalized], "{endings:?}");
         }
@@ -327,21 +298,4 @@ impl Run {
         let slowest = if one.at(0.5) > other.at(0.5) { one } else { other };
         Ok([Times::new(claims), slowest, Times::new(ends)])
     }
-}
-
-fn candidate(id: String) -> Candidate {
-    Candidate {
-        relation: DOCUMENTS,
-        key: Key::from_postgres([id]),
-        position: None,
-        cause: Cause::Sweep,
-        found: Found::Flagged,
-        removed: None,
-    }
-}
-
-fn settle(claimed: Claimed) -> Settled {
-    let deleted = || Outcome::new(Verdict::Deleted, "deleted").settled_now();
-    let outcomes = claimed.targets.iter().map(|_| deleted()).collect();
-    Settled { claimed: Arc::new(claimed), outcomes }
 }

@@ -9,15 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use clap::Args;
 use serde_json::json;
-use std::sync::Arc;
 use tombstream_connectors::postgres::{PgLedger, Sealer};
-use tombstream_model::{
-    Candidate, Cause, Ending, Found, Key, Ledger as _, Outcome, RelationId, Settled, Verdict,
-};
+use tombstream_model::{Candidate, Ending, Ledger as _};
 
 use crate::figures::{Ratio, median};
 use crate::receipts::beside;
-use crate::scene::Scene;
+use crate::scene::{DOCUMENTS, Scene, candidate, settled};
 use crate::server::execute;
 use crate::slot::relation;
 
@@ -39,8 +36,6 @@ pub(crate) struct Options {
     #[arg(long)]
     json: bool,
 }
-
-const DOCUMENTS: RelationId = RelationId(0);
 
 pub(crate) async fn run(options: Options) -> Result<()> {
     ensure!(
@@ -114,8 +109,8 @@ async fn ours_once(options: &Options, scene: &Scene, ledger: &PgLedger) -> Resul
         for batch in batches.iter().skip(client).step_by(options.clients) {
             let claimed = ledger.claim(DOCUMENTS, batch).await?;
             ensure!(claimed.len() == batch.len(), "not all were claimed");
-            let settled: Vec<_> = claimed.into_iter().map(settle).collect();
-            let endings = ledger.finalize(DOCUMENTS, &settled).await?;
+            let gone: Vec<_> = claimed.into_iter().map(settled).collect();
+            let endings = ledger.finalize(DOCUMENTS, &gone).await?;
             ensure!(endings.iter().all(|it| *it == Ending::Finalized), "not all went");
         }
         Ok(())
@@ -149,20 +144,4 @@ async fn theirs_once(options: &Options, scene: &Scene) -> Result<f64> {
     ensure!(left == 0, "pgbench left {left} rows");
     tokio::time::sleep(Duration::from_millis(100)).await;
     Ok(seconds)
-}
-
-fn candidate(id: String) -> Candidate {
-    Candidate {
-        relation: DOCUMENTS,
-        key: Key::from_postgres([id]),
-        position: None,
-        cause: Cause::Sweep,
-        found: Found::Flagged,
-        removed: None,
-    }
-}
-
-fn settle(claimed: tombstream_model::Claimed) -> Settled {
-    let outcomes = vec![Outcome::new(Verdict::Deleted, "deleted").settled_now()];
-    Settled { claimed: Arc::new(claimed), outcomes }
 }

@@ -5,7 +5,6 @@
 //! are sealed, and their storage is looked at.
 
 use std::io::Write as _;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -16,11 +15,9 @@ use sqlx::{ConnectOptions as _, Row as _};
 use tombstream_connectors::postgres::{
     self, LedgerConfig, LedgerStore, PgLedger, ReceiptExport, Sealer, Turn,
 };
-use tombstream_model::{
-    Candidate, Cause, End, Ending, Found, Hash, Key, Ledger as _, Outcome, RelationId, Settled,
-    Verdict, export_header,
-};
+use tombstream_model::{Candidate, End, Ending, Hash, Ledger as _, export_header};
 
+use crate::scene::{DOCUMENTS, candidate, settled};
 use crate::server::{self, execute};
 use crate::slot;
 
@@ -42,8 +39,6 @@ pub(crate) struct Options {
     #[arg(long)]
     json: bool,
 }
-
-const DOCUMENTS: RelationId = RelationId(0);
 
 /// What the chain adds to a receipt, taken away.
 const UNCHAINED: &str = "drop index tombstream.receipt_entry_number; \
@@ -92,26 +87,12 @@ impl Scene {
         .bind(i32::try_from(rows)?)
         .fetch_all(&self.pool)
         .await?;
-        let candidates: Vec<Candidate> = ids
-            .into_iter()
-            .map(|id| Candidate {
-                relation: DOCUMENTS,
-                key: Key::from_postgres([id]),
-                position: None,
-                cause: Cause::Sweep,
-                found: Found::Flagged,
-                removed: None,
-            })
-            .collect();
+        let candidates: Vec<Candidate> = ids.into_iter().map(candidate).collect();
         let mut batches = Vec::new();
         for part in candidates.chunks(500) {
             let claimed = self.ledger.claim(DOCUMENTS, part).await?;
             ensure!(claimed.len() == part.len(), "not all were claimed");
-            let settle = |claimed| {
-                let outcomes = vec![Outcome::new(Verdict::Deleted, "deleted").settled_now()];
-                Settled { claimed: Arc::new(claimed), outcomes }
-            };
-            batches.push(claimed.into_iter().map(settle).collect::<Vec<_>>());
+            batches.push(claimed.into_iter().map(settled).collect::<Vec<_>>());
         }
         execute(&self.pool, "checkpoint").await?;
         let log = "select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8";

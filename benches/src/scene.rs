@@ -1,13 +1,15 @@
 //! A database of one's own, with the ledger's schema and a table of documents behind its triggers.
 
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgPool};
 use tombstream_connectors::postgres::{self, LedgerConfig, LedgerStore, PgLedger};
-use tombstream_model::Relation;
+use tombstream_model::{
+    Candidate, Cause, Claimed, Found, Key, Outcome, Relation, RelationId, Settled, Verdict,
+};
 
 use crate::server::{self, execute};
 
@@ -59,28 +61,11 @@ impl Scene {
         PgLedger::new(self.pool.clone(), [relation.clone()].into(), config)
     }
 
-    /// A program of the server's own, such as pgbench, with the arguments that lead to this database.
-    pub(crate) async fn program(&self, name: &str) -> Result<tokio::process::Command> {
-        let folder: String =
-            sqlx::query_scalar("select setting from pg_config where name = 'BINDIR'")
-                .fetch_one(&self.pool)
-                .await?;
-        let url = self.at.to_url_lossy();
-        let mut command = tokio::process::Command::new(PathBuf::from(folder).join(name));
-        command
-            .args(["--host", self.at.get_host(), "--port", &self.at.get_port().to_string()])
-            .args(["--username", self.at.get_username()])
-            .env("PGDATABASE", self.at.get_database().unwrap_or_default())
-            .env("PGPASSWORD", url.password().unwrap_or_default())
-            .stdin(std::process::Stdio::null());
-        Ok(command)
-    }
-
     /// Runs a script with pgbench, each of `clients` so many times; its own figures go nowhere.
     pub(crate) async fn pgbench(&self, script: &str, clients: usize, times: usize) -> Result<()> {
         let file = std::env::temp_dir().join(format!("{}.sql", self.name));
         std::fs::write(&file, script).with_context(|| file.display().to_string())?;
-        let mut command = self.program("pgbench").await?;
+        let mut command = server::program(&self.pool, &self.at, "pgbench").await?;
         command
             .args(["--no-vacuum", "--protocol=prepared", "--define=n=0"])
             .args(["--client", &clients.to_string(), "--transactions", &times.to_string()])
@@ -105,4 +90,26 @@ impl Scene {
         self.pool.close().await;
         execute(&self.server, &format!("drop database {} with (force)", self.name)).await
     }
+}
+
+/// The relation of every scene.
+pub(crate) const DOCUMENTS: RelationId = RelationId(0);
+
+/// A row whose flag was found.
+pub(crate) fn candidate(id: String) -> Candidate {
+    Candidate {
+        relation: DOCUMENTS,
+        key: Key::from_postgres([id]),
+        position: None,
+        cause: Cause::Sweep,
+        found: Found::Flagged,
+        removed: None,
+    }
+}
+
+/// What was claimed, with every copy deleted.
+pub(crate) fn settled(claimed: Claimed) -> Settled {
+    let deleted = || Outcome::new(Verdict::Deleted, "deleted").settled_now();
+    let outcomes = claimed.targets.iter().map(|_| deleted()).collect();
+    Settled { claimed: Arc::new(claimed), outcomes }
 }

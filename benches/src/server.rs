@@ -1,12 +1,18 @@
 //! The servers that benches run against, and names of one's own on them.
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use anyhow::{Context as _, Result};
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, PgPool};
+use tokio::process::Command;
 use tombstream_connectors::Secret;
-use tombstream_connectors::s3::S3Credentials;
+use tombstream_connectors::s3::{S3Config, S3Credentials};
 use tombstream_e2e::Servers;
+
+/// What the S3 server says that it is.
+pub(crate) const S3_REGION: &str = "us-east-1";
 
 /// A superuser's url.
 pub(crate) fn postgres_url() -> Result<String> {
@@ -33,13 +39,25 @@ pub(crate) fn s3_keys() -> Result<(String, String)> {
 }
 
 /// The same, as the connector wants them.
-pub(crate) fn s3_credentials() -> Result<S3Credentials> {
+fn s3_credentials() -> Result<S3Credentials> {
     let (id, secret) = s3_keys()?;
     Ok(S3Credentials {
         access_key_id: Secret::new(id),
         secret_access_key: Secret::new(secret),
         session_token: None,
     })
+}
+
+/// Beyond what any server takes: what is measured is not the pace that is kept for AWS.
+const RATE: u32 = 10_000_000;
+
+/// That server's bucket, as the connector wants it told, and no pace kept.
+pub(crate) fn s3_config(bucket: &str) -> Result<S3Config> {
+    let mut config = S3Config::new(S3_REGION, bucket);
+    config.endpoint = Some(s3_endpoint()?);
+    config.credentials = Some(s3_credentials()?);
+    config.rate_per_prefix = RATE.try_into()?;
+    Ok(config)
 }
 
 /// The stores alone: addresses of the other servers are left empty.
@@ -96,4 +114,20 @@ pub(crate) async fn execute(pool: &PgPool, sql: &str) -> Result<()> {
         .await
         .map(drop)
         .with_context(|| sql.to_owned())
+}
+
+/// A program of the server's own, such as pgbench, that will connect to the database `at`.
+pub(crate) async fn program(pool: &PgPool, at: &PgConnectOptions, name: &str) -> Result<Command> {
+    let folder: String = sqlx::query_scalar("select setting from pg_config where name = 'BINDIR'")
+        .fetch_one(pool)
+        .await?;
+    let mut command = Command::new(PathBuf::from(folder).join(name));
+    command
+        .env("PGHOST", at.get_host())
+        .env("PGPORT", at.get_port().to_string())
+        .env("PGUSER", at.get_username())
+        .env("PGDATABASE", at.get_database().unwrap_or_default())
+        .env("PGPASSWORD", at.to_url_lossy().password().unwrap_or_default())
+        .stdin(Stdio::null());
+    Ok(command)
 }

@@ -3,8 +3,6 @@
 //! Every round has two slots that were made before the flags were written, so both sides read the very
 //! same log. They take turns in beginning.
 
-use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +21,7 @@ use tombstream_model::{
 };
 
 use crate::cpu::{Drained, children_seconds, memory, processor_seconds};
-use crate::figures::{Ratio, median};
+use crate::figures::{Ratio, median, processors, walls};
 use crate::null::{Counting, NullLedger, store};
 use crate::server::{self, execute};
 
@@ -130,8 +128,6 @@ async fn scene(options: &Options, server_url: &str, name: &str) -> Result<()> {
 
 fn report(options: &Options, each: u32, ours: &[Drained], theirs: &[Drained]) {
     let rows = f64::from(options.rows);
-    let walls = |of: &[Drained]| of.iter().map(|it| it.wall).collect::<Vec<_>>();
-    let processors = |of: &[Drained]| of.iter().map(|it| it.processor).collect::<Vec<_>>();
     let ratio = Ratio::of(&walls(theirs), &walls(ours));
     let (ours_s, theirs_s) = (median(&walls(ours)), median(&walls(theirs)));
     if options.json {
@@ -192,23 +188,17 @@ async fn recvlogical(
     slot: &str,
     end: &str,
 ) -> Result<Drained> {
-    let folder: String = sqlx::query_scalar("select setting from pg_config where name = 'BINDIR'")
-        .fetch_one(pool)
-        .await?;
-    let program = PathBuf::from(folder).join("pg_recvlogical");
-    let url = at.to_url_lossy();
+    let mut program = server::program(pool, at, "pg_recvlogical").await?;
     let begun = Instant::now();
     let before = children_seconds();
-    let status = tokio::process::Command::new(&program)
+    let status = program
         .args(["--start", "--no-loop", "--file", "/dev/null", "--slot", slot, "--endpos", end])
         .args(["--option", "proto_version=1", "--option", "publication_names=bench"])
-        .args(["--host", at.get_host(), "--port", &at.get_port().to_string()])
-        .args(["--username", at.get_username(), "--dbname", at.get_database().unwrap_or_default()])
-        .env("PGPASSWORD", url.password().unwrap_or_default())
-        .stdin(Stdio::null())
+        // The one setting that it does not take from the environment.
+        .args(["--dbname", at.get_database().unwrap_or_default()])
         .status()
         .await
-        .with_context(|| format!("can't run {}", program.display()))?;
+        .context("can't run pg_recvlogical")?;
     if !status.success() {
         bail!("pg_recvlogical: {status}");
     }

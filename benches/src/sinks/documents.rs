@@ -1,11 +1,10 @@
 //! Documents in Elasticsearch: bodies of `_bulk` that were built beforehand, and the sink.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
 use reqwest::Client;
 use serde_json::json;
 use tombstream_connectors::elasticsearch::{ElasticsearchConfig, ElasticsearchSink};
@@ -13,8 +12,8 @@ use tombstream_dataflow::{Store, Verify};
 use tombstream_e2e::Index;
 use tombstream_model::{Address, Key};
 
-use super::{BATCH, Scene, store_of};
-use crate::cpu::{Drained, own_processor_seconds};
+use super::{BATCH, Scene, send_all, store_of};
+use crate::cpu::Drained;
 use crate::server;
 
 pub(super) struct Documents {
@@ -72,16 +71,7 @@ impl Scene for Documents {
 
     async fn tight_loop(&self, ids: &[String], in_flight: usize) -> Result<Drained> {
         let bodies: Vec<Bytes> = ids.chunks(BATCH).map(|some| self.body(some)).collect();
-        let (begun, before) = (Instant::now(), own_processor_seconds());
-        stream::iter(bodies)
-            .map(|body| self.send(body))
-            .buffer_unordered(in_flight)
-            .try_for_each(|()| async { Ok(()) })
-            .await?;
-        Ok(Drained {
-            wall: begun.elapsed().as_secs_f64(),
-            processor: own_processor_seconds() - before,
-        })
+        send_all(bodies, in_flight, |body| self.send(body)).await
     }
 
     fn copy(&self) -> Box<dyn Fn(&Key) -> Address + Send + Sync> {

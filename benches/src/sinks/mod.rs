@@ -19,18 +19,21 @@ mod documents;
 mod objects;
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tombstream_dataflow::{Config, Store, StoreConfig};
-use tombstream_model::{Address, Candidate, Cause, Found, Key, Records, Sink, StoreId};
+use tombstream_model::{Address, Key, Records, Sink, StoreId};
 
-use crate::cpu::Drained;
+use crate::cpu::{Drained, own_processor_seconds};
 use crate::figures::{Ratio, median, processors, walls};
 use crate::memory::drive;
 use crate::null::NullLedger;
+use crate::scene::candidate;
 use crate::server::file_system;
 use crate::slot::relation;
 
@@ -173,18 +176,10 @@ async fn through_sink(
     way: &str,
     ids: &[String],
 ) -> Result<Drained> {
-    let candidate = |id: &String| Candidate {
-        relation: tombstream_model::RelationId(0),
-        key: Key::from_postgres([id.clone()]),
-        position: None,
-        cause: Cause::Sweep,
-        found: Found::Flagged,
-        removed: None,
-    };
     // Pages as the sweep reads them.
     let polls: Vec<Records> = ids
         .chunks(BATCH)
-        .map(|some| Records::Candidates(some.iter().map(candidate).collect()))
+        .map(|some| Records::Candidates(some.iter().cloned().map(candidate).collect()))
         .collect();
     let config = Config { workers: options.workers, ..Config::default() };
     let ledger = NullLedger::of(scene.copy());
@@ -200,4 +195,19 @@ fn store_of(name: &str, sink: impl Sink, verify: tombstream_dataflow::Verify) ->
         sink: std::sync::Arc::new(sink),
         config: StoreConfig { verify, ..StoreConfig::default() },
     }
+}
+
+/// Sends requests that are made already, so many at a time.
+async fn send_all<R, F>(
+    requests: Vec<R>,
+    in_flight: usize,
+    send: impl Fn(R) -> F,
+) -> Result<Drained>
+where
+    F: Future<Output = Result<()>>,
+{
+    let (begun, before) = (Instant::now(), own_processor_seconds());
+    let sent = stream::iter(requests).map(send).buffer_unordered(in_flight);
+    sent.try_for_each(|()| async { Ok(()) }).await?;
+    Ok(Drained { wall: begun.elapsed().as_secs_f64(), processor: own_processor_seconds() - before })
 }

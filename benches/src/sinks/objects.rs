@@ -1,30 +1,24 @@
 //! Objects in S3: `DeleteObjects` that were built and signed beforehand, and the sink.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
 use md5::{Digest as _, Md5};
 use reqsign::Signer;
 use reqsign::aws::{Credential, RequestSigner, StaticCredentialProvider};
 use reqwest::{Client, Request, redirect, retry};
 use sha2::{Digest as _, Sha256};
-use tombstream_connectors::s3::{Probe, S3Config, S3Sink};
+use tombstream_connectors::s3::{Probe, S3Sink};
 use tombstream_dataflow::{Store, Verify};
 use tombstream_e2e::{Bucket, Servers};
 use tombstream_model::{Address, Key};
 
-use super::{BATCH, Scene, store_of};
-use crate::cpu::{Drained, own_processor_seconds};
+use super::{BATCH, Scene, send_all, store_of};
+use crate::cpu::Drained;
 use crate::server;
-
-/// What the test server says that it is.
-const REGION: &str = "us-east-1";
-/// Beyond what any server takes.
-const RATE: u32 = 10_000_000;
 
 pub(super) struct Objects {
     servers: Servers,
@@ -48,7 +42,7 @@ impl Objects {
         let signer = Signer::new(
             reqsign::default_context(),
             StaticCredentialProvider::new(&servers.s3_access_key, &servers.s3_secret_key),
-            RequestSigner::new("s3", REGION),
+            RequestSigner::new("s3", server::S3_REGION),
         );
         Ok(Self { servers, bucket, client, signer })
     }
@@ -109,16 +103,7 @@ impl Scene for Objects {
         for some in ids.chunks(BATCH) {
             requests.push(self.signed(some).await?);
         }
-        let (begun, before) = (Instant::now(), own_processor_seconds());
-        stream::iter(requests)
-            .map(|request| self.send(request))
-            .buffer_unordered(in_flight)
-            .try_for_each(|()| async { Ok(()) })
-            .await?;
-        Ok(Drained {
-            wall: begun.elapsed().as_secs_f64(),
-            processor: own_processor_seconds() - before,
-        })
+        send_all(requests, in_flight, |request| self.send(request)).await
     }
 
     fn copy(&self) -> Box<dyn Fn(&Key) -> Address + Send + Sync> {
@@ -130,10 +115,7 @@ impl Scene for Objects {
     }
 
     fn store(&self, way: &str) -> Result<Store> {
-        let mut config = S3Config::new(REGION, self.bucket.name());
-        config.endpoint = Some(self.servers.s3.clone());
-        config.credentials = Some(server::s3_credentials()?);
-        config.rate_per_prefix = RATE.try_into()?;
+        let mut config = server::s3_config(self.bucket.name())?;
         let verify = match way {
             "default" => Verify::Sample { one_in: 100 },
             _ => Verify::Trust,
