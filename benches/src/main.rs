@@ -1,9 +1,6 @@
 //! What Tombstream costs, beside what anybody could use instead, both in one run on one machine.
 //!
-//! `cargo xtask bench` runs most of them, each with its servers. By hand: `cargo run --release -p tombstream-bench -- decode` and `cost` need nothing, `drain` a Kafka; `slot`, `backfill`, `mistake`, `waiting` and `receipts` need a Postgres with `wal_level = logical`, whose
-//! superuser's url is in `TOMBSTREAM_TEST_POSTGRES_URL` (`cargo xtask services up --only postgres`,
-//! `cargo xtask services env`), and its programs on this machine; `sinks` needs S3 and Elasticsearch; `deletions`, `requests`
-//! and `poc` need these, Kafka, and the binary (`cargo build --release -p tombstream`), `poc` a Python as well.
+//! `cargo xtask bench` runs most of them, each with its servers; README.md says what each needs by hand.
 
 mod backfill;
 mod cost;
