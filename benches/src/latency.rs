@@ -152,6 +152,7 @@ impl Run {
         );
         ensure!(whole.count() == rows as usize, "{} of {rows} have a receipt", whole.count());
         running.stop(Duration::from_secs(10)).await?;
+        let stages = self.stages().await?;
         let seen = self.plain().await?;
         let [claim, slowest, finalize] = self.alone(&ledger).await?;
         let parts =
@@ -159,20 +160,51 @@ impl Run {
         let sum = |share: f64| parts.iter().map(|(_, times)| times.at(share)).sum::<f64>();
         let (p50, p99) = (whole.at(0.5) / sum(0.5), whole.at(0.99) / sum(0.99));
         if self.options.json {
-            let parts: serde_json::Map<String, _> =
-                parts.iter().map(|(name, times)| ((*name).to_owned(), times.json())).collect();
+            let map = |of: Vec<(&str, &Times)>| -> serde_json::Map<String, _> {
+                of.into_iter().map(|(name, times)| (name.to_owned(), times.json())).collect()
+            };
+            let parts = map(parts.into());
+            let stages = map(stages.iter().map(|(name, times)| (*name, times)).collect());
             let line = json!({
                 "bench": "latency", "flips_per_s": self.options.rate, "seconds": self.options.seconds,
-                "whole": whole.json(), "parts": parts, "p50": p50, "p99": p99,
+                "whole": whole.json(), "stages": stages, "parts": parts, "p50": p50, "p99": p99,
             });
             println!("{line}");
         } else {
             println!("flip to gone: {}; ÷ its parts: {p50:.2} and {p99:.2}", whole.json());
             for (name, times) in parts {
-                println!("{name}: {}", times.json());
+                println!("{name} alone: {}", times.json());
+            }
+            for (name, times) in stages {
+                println!("to {name}: {}", times.json());
             }
         }
         Ok(())
+    }
+
+    /// Where the time went, by what the receipts tell: from the flip to the claim, from there to each store's word,
+    /// from the slower to the transaction that removes the row.
+    async fn stages(&self) -> Result<Vec<(&'static str, Times)>> {
+        let rows: Vec<(f64, f64, f64, f64)> = sqlx::query_as(
+            "select extract(epoch from r.claimed_at - r.flag::timestamptz)::float8, \
+                 extract(epoch from o.at - r.claimed_at)::float8, extract(epoch from e.at - r.claimed_at)::float8, \
+                 extract(epoch from r.finalized_at - greatest(o.at, e.at))::float8 \
+             from tombstream.receipt r, \
+                 lateral (select (r.targets #>> '{0,outcome,at}')::timestamptz as at) o, \
+                 lateral (select (r.targets #>> '{1,outcome,at}')::timestamptz as at) e \
+             order by r.finalized_at offset $1",
+        )
+        .bind(i64::from(self.options.rate))
+        .fetch_all(&self.scene.pool)
+        .await?;
+        let of =
+            |pick: fn(&(f64, f64, f64, f64)) -> f64| Times::new(rows.iter().map(pick).collect());
+        Ok(vec![
+            ("claim", of(|row| row.0)),
+            ("objects", of(|row| row.1)),
+            ("documents", of(|row| row.2)),
+            ("finalize", of(|row| row.3)),
+        ])
     }
 
     fn source(&self, of: &str) -> Result<PostgresSource> {

@@ -21,8 +21,8 @@ use super::decide::decide_sql;
 use super::ledger::{ClaimedRow, PgLedger, Prepared, TargetEntry, waived_stores};
 use super::moved::{former_columns, former_sql};
 use super::pool::ledger_error;
-use super::statement::{BEGIN, json};
-use super::table::{Table, key_arrays, literal};
+use super::statement::{begin_by_key, json};
+use super::table::{BY_KEY, OPEN, Table, key_arrays, literal};
 
 /// The claim's statements for one relation.
 #[derive(Debug)]
@@ -61,8 +61,9 @@ impl ClaimSql {
                      and d.key = {key} and d.state in ('pending', 'hidden', 'parked') \
                      and d.waived <> '{{}}'), {former}{shown} \
              from {name} t join {keys} on {matches} \
-             where {is_set} and not exists (select from tombstream.deletion d \
-                 where d.relation = {relation} and d.key = {key} and d.state = 'claimed') \
+             where {is_set} and not exists (select from ( \
+                 select d.state from tombstream.deletion d where d.relation = {relation} \
+                     and d.key = {key} and d.state in {OPEN} {BY_KEY}) o where o.state = 'claimed') \
              order by {order} for no key update of t skip locked",
             shown = table.template_columns("t"),
             relation = literal(&relation.name),
@@ -129,7 +130,8 @@ impl PgLedger {
         self.count_rows(prepared).await?;
         // Started before anything is sent, so that the fence never outlives the lease.
         let until = Instant::now() + self.config.lease;
-        let mut transaction = self.statements.begin(BEGIN).await.map_err(ledger_error)?;
+        let mut transaction =
+            self.statements.begin(begin_by_key(flagged.len())).await.map_err(ledger_error)?;
         let locked = self.lock(&mut transaction, prepared, &flagged).await.map_err(ledger_error)?;
         if locked.is_empty() {
             transaction.rollback().await.map_err(ledger_error)?;

@@ -5,7 +5,7 @@ use tombstream_model::{BreakerLimits, Relation};
 use super::guard::is_guarded;
 use super::ledger::ClaimedRow;
 use super::removed::is_again;
-use super::table::{Table, interval, is_held, literal};
+use super::table::{BY_KEY, OPEN, Table, interval, is_held, literal};
 
 /// Decides on a fresh snapshot, and writes: one ledger row for each key that is claimed, hidden, parked, or
 /// has to wait where nothing else would remember it. (A flag that the guard vouches for is remembered by
@@ -24,7 +24,8 @@ use super::table::{Table, interval, is_held, literal};
 /// What is erased again (`re_erase/`) spends nothing of the breaker's budget: it was claimed within it once.
 ///
 /// The keys are `materialized`: inlined, each would be parsed again for every open deletion that it is compared with, and
-/// no index on keys could be used.
+/// no index on keys could be used. So is each step: inlined, what it looks up (a hold) is planned, and looked up, once for
+/// each time that it is named.
 ///
 /// The breaker's row is locked before the ledger's rows, by everybody, and until the end of the
 /// transaction: what is granted here is spent when the next one asks.
@@ -43,7 +44,7 @@ pub(super) fn decide_sql(relation: &Relation) -> String {
                      $7::text[], $8::text[]) \
                  as u(key, flag, flag_at, targets, hides, lsn, refusal, refused_store) \
          ), \
-         seen as ( \
+         seen as materialized ( \
              select c.*, d.id as open_id, d.outlived, vouched.vouched and c.flag_at is not null as vouched, \
                  {held} as held, \
                  not d.outlived and d.kept_back_at is not null and d.approved_at is null as kept_back, \
@@ -60,12 +61,12 @@ pub(super) fn decide_sql(relation: &Relation) -> String {
                      d.hidden_at, d.waived, d.removed, d.removed is not null or d.state = 'parked' \
                          and {claimed_flag} is distinct from {flag} as outlived \
                  from tombstream.deletion d where d.relation = {name} and d.key = c.key \
-                     and d.state in ('pending', 'hidden', 'claimed', 'parked') \
+                     and d.state in {OPEN} {BY_KEY} \
              ) d on true \
              where d.taken is not true \
                  and not exists (select from tombstream.pause p where p.relation = {name}) \
          ), \
-         due as ( \
+         due as materialized ( \
              select seen.*, case \
                  when refusal is not null then case when waived then 'pending' else 'parked' end \
                  when held then 'pending' \
@@ -73,7 +74,7 @@ pub(super) fn decide_sql(relation: &Relation) -> String {
                  else 'claimed' end as due \
              from seen \
          ), \
-         asked as ( \
+         asked as materialized ( \
              select due.*, coalesce(due in ('hidden', 'claimed') and kept_back, false) as waits, \
                  due in ('hidden', 'claimed') and kept_back is not true and approved is not true \
                      and hidden is not true and again is not true as spends \

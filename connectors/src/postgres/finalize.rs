@@ -4,6 +4,7 @@
 //! removes a row only if its flag's value is the claimed one and the ledger's targets are all
 //! confirmed for *this* deletion under the current token.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
@@ -18,13 +19,18 @@ use super::ledger::{PgLedger, Prepared, TargetEntry};
 use super::moved::forget_sql;
 use super::pool::ledger_error;
 use super::resume::report_late;
-use super::statement::json;
+use super::statement::{FEW_KEYS, json};
 use super::table::{Table, is_held, key_arrays, literal};
 
 /// No lock of the rows themselves is waited for, but foreign keys and triggers wait for others'. Short,
 /// since a batch is halved with each wait. A deferred constraint speaks before the commit, behind whose
-/// error the rows are still locked for a while.
-const BEGIN: &str = "begin isolation level read committed; \
+/// error the rows are still locked for a while. Planned as [`begin_by_key`](super::statement::begin_by_key) says.
+const BEGIN_FEW: &str = "begin isolation level read committed; \
+    set local plan_cache_mode = force_generic_plan; set local enable_seqscan = off; set local jit = off; \
+    set local lock_timeout = '200ms'; set constraints all immediate";
+/// The same for many.
+const BEGIN_MANY: &str = "begin isolation level read committed; \
+    set local plan_cache_mode = force_custom_plan; set local jit = off; \
     set local lock_timeout = '200ms'; set constraints all immediate";
 
 /// What stands for words of a store that held a key, where receipts name nobody.
@@ -60,7 +66,8 @@ impl FinalizeSql {
 /// there was kept by a trigger: trying again would never end. A newer life is seen now, for its grace.
 ///
 /// What was removed is looked up by `in`, which is hashed: as a join the planner, who expects one row of each, compares
-/// each with each.
+/// each with each. The flag is compared by what no index knows: by `=` the planner may look a row up by its flag, which a
+/// million rows of one mistake share.
 fn remove_sql(relation: &Relation) -> String {
     let table = Table::new(relation);
     let relation_name = literal(&relation.name);
@@ -73,9 +80,9 @@ fn remove_sql(relation: &Relation) -> String {
              select d.id, d.key, d.flag, d.removed, d.waived, d.flip_lsn, d.claimed_at, d.cause, d.targets as planned, \
                  i.targets::jsonb as targets, i.locked, d.hidden_at, i.hashed_key, i.hashed_targets, \
                  pg_current_wal_insert_lsn() as locked_lsn \
-             from tombstream.deletion d join i on d.id = i.id \
-             where d.state = 'claimed' and d.lease_token = i.token and d.relation = {relation_name} \
-             order by d.key for update of d skip locked \
+             from i cross join lateral (select d.* from tombstream.deletion d where d.id = i.id \
+                 and d.state = 'claimed' and d.lease_token = i.token and d.relation = {relation_name} \
+                 for update skip locked) d \
          ), \
          decided as ( \
              select held.*, case \
@@ -101,7 +108,7 @@ fn remove_sql(relation: &Relation) -> String {
          ), \
          removed as ( \
              delete from {name} t using decided d \
-             where d.ending = 'finalized' and {matches_d} and {flag} = {claimed_flag_d} \
+             where d.ending = 'finalized' and {matches_d} and {flag} is not distinct from {claimed_flag_d} \
              returning d.id \
          ), \
          ended as ( \
@@ -234,7 +241,8 @@ impl PgLedger {
     ) -> Result<Vec<Ending>, Failure> {
         let failed = |error| Failure::Ledger(ledger_error(error));
         let prepared = self.prepared(relation);
-        let mut transaction = self.statements.begin(BEGIN).await.map_err(failed)?;
+        let begin = if batch.len() <= FEW_KEYS { BEGIN_FEW } else { BEGIN_MANY };
+        let mut transaction = self.statements.begin(begin).await.map_err(failed)?;
         let endings = match self.try_finalize(&mut transaction, prepared, batch).await {
             Ok(endings) => endings,
             Err(failure) => {
@@ -318,8 +326,7 @@ impl PgLedger {
             .bind(hashed_targets)
             .fetch_all(connection)
             .await?;
-        // A deletion that the statement did not see is another owner's, or is closed.
-        let mut endings = vec![Ending::Fenced; batch.len()];
+        let mut ended = HashMap::with_capacity(rows.len());
         for row in rows {
             let id: i64 = row.try_get(0)?;
             let ending = match row.try_get::<String, _>(1)?.as_str() {
@@ -336,13 +343,10 @@ impl PgLedger {
                 }
                 _ => Ending::Later,
             };
-            for (known, at) in ids.iter().zip(&mut endings) {
-                if *known == id {
-                    *at = ending.clone();
-                }
-            }
+            ended.insert(id, ending);
         }
-        Ok(endings)
+        // A deletion that the statement did not see is another owner's, or is closed.
+        Ok(ids.iter().map(|id| ended.get(id).cloned().unwrap_or(Ending::Fenced)).collect())
     }
 
     /// A settled deletion's targets with their outcomes, as the ledger keeps them.
@@ -401,7 +405,7 @@ impl PgLedger {
         warn!(relation = %prepared.relation.name, deletion = %settled.claimed.id, reason, "deletion parked");
         metrics::counter!("tombstream_parked_total", "relation" => prepared.relation.name.to_string())
             .increment(1);
-        let mut transaction = self.statements.begin(BEGIN).await.map_err(ledger_error)?;
+        let mut transaction = self.statements.begin(BEGIN_FEW).await.map_err(ledger_error)?;
         sqlx::query(
             "update tombstream.deletion set state = 'parked', reason = $3, targets = $4::jsonb, \
                  lease_until = null \

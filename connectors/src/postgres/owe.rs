@@ -12,18 +12,17 @@ use super::ledger::PgLedger;
 use super::pool::ledger_error;
 
 /// Writes what was confirmed, ends the lease, and says when to try again: the wait doubles with each
-/// attempt. A hide that is done waits for nothing but its claim. Takes the ledger's rows in key order and
-/// skips what others hold: their lease runs out.
+/// attempt. A hide that is done waits for nothing but its claim. Skips what others
+/// hold: their lease runs out. The state is spelled so that no index of states seems to fit: each id has its own.
 const OWE: &str = "\
     with i as ( \
         select * from unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $7::boolean[]) \
             as i(id, token, targets, reason, done) \
     ), \
     mine as ( \
-        select d.id, i.targets::jsonb as targets, i.reason, i.done from tombstream.deletion d \
-        join i on d.id = i.id \
-        where d.state in ('claimed', 'hidden') and d.lease_token = i.token \
-        order by d.relation, d.key for update of d skip locked \
+        select d.id, i.targets::jsonb as targets, i.reason, i.done from i cross join lateral ( \
+            select d.id from tombstream.deletion d where d.id = i.id and d.lease_token = i.token \
+                and d.state || '' in ('claimed', 'hidden') for update skip locked) d \
     ) \
     update tombstream.deletion d set targets = mine.targets, lease_until = null, \
         state = case when mine.reason is null then d.state else 'parked' end, \

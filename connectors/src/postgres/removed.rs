@@ -23,8 +23,8 @@ use super::decide::{KEPT_BACK, budget_sql};
 use super::guard::is_guarded;
 use super::ledger::{ClaimedRow, PgLedger, Prepared, TargetEntry, waived_stores};
 use super::pool::ledger_error;
-use super::statement::{BEGIN, json};
-use super::table::{Table, interval, is_held, key_arrays, literal};
+use super::statement::{begin_by_key, json};
+use super::table::{BY_KEY, OPEN, Table, interval, is_held, key_arrays, literal};
 
 /// The statements over rows that are gone.
 #[derive(Debug)]
@@ -108,11 +108,11 @@ fn vanished_sql(relation: &Relation) -> String {
          gone as (select key from looked where there is null and not {ours}), \
          waited as ( \
              select d.id, looked.there is not null as restored \
-             from tombstream.deletion d join looked on d.key = looked.key \
-             where d.relation = {name} and d.claimed_at is null and d.removed is null \
-                 and (looked.there is null or looked.alive) \
-                 and d.state in ('pending', 'hidden', 'parked') \
-             order by d.key for update of d skip locked \
+             from looked cross join lateral (select d.id from tombstream.deletion d \
+                 where d.relation = {name} and d.key = looked.key and d.state in {OPEN} \
+                     and d.state <> 'claimed' and d.claimed_at is null and d.removed is null \
+                 for update skip locked) d \
+             where looked.there is null or looked.alive \
          ), \
          closed as ( \
              update tombstream.deletion d set state = 'cancelled', closed_at = clock_timestamp(), \
@@ -199,11 +199,12 @@ fn due_sql(relation: &Relation) -> String {
                      'text'::regtype, 'varchar'::regtype, 'uuid'::regtype, 'int2'::regtype, \
                      'int4'::regtype, 'int8'::regtype)) as plain, \
              {guarded} as is_guarded, {again} as is_again \
-         from tombstream.deletion d \
-         where d.relation = {name} and d.key in ( \
-                 select array(select jsonb_array_elements_text(u.key::jsonb)) \
-                 from unnest($1::text[]) as u(key)) \
-             and d.removed is not null and d.state in ('pending', 'hidden') \
+         from ( \
+                 select distinct array(select jsonb_array_elements_text(u.key::jsonb)) as key \
+                 from unnest($1::text[]) as u(key)) i \
+             cross join lateral (select d.* from tombstream.deletion d \
+                 where d.relation = {name} and d.key = i.key and d.state in {OPEN} {BY_KEY}) d \
+         where d.removed is not null and d.state in ('pending', 'hidden') \
              and {due} and (d.kept_back_at is null or d.approved_at is not null) \
              and not {held} \
              and not exists (select from tombstream.pause p where p.relation = {name})",
@@ -402,7 +403,8 @@ impl PgLedger {
         keys: &[&Candidate],
     ) -> Result<Vec<Claimed>, LedgerError> {
         let until = Instant::now() + self.config.lease;
-        let mut transaction = self.statements.begin(BEGIN).await.map_err(ledger_error)?;
+        let mut transaction =
+            self.statements.begin(begin_by_key(keys.len())).await.map_err(ledger_error)?;
         let claimed =
             self.take_due(&mut transaction, prepared, keys).await.map_err(ledger_error)?;
         transaction.commit().await.map_err(ledger_error)?;
@@ -415,7 +417,8 @@ impl PgLedger {
         removed: &[&Candidate],
     ) -> Result<Vec<Claimed>, LedgerError> {
         let until = Instant::now() + self.config.lease;
-        let mut transaction = self.statements.begin(BEGIN).await.map_err(ledger_error)?;
+        let mut transaction =
+            self.statements.begin(begin_by_key(removed.len())).await.map_err(ledger_error)?;
         let recorded =
             self.record(&mut transaction, prepared, removed).await.map_err(ledger_error)?;
         if recorded > 0 {

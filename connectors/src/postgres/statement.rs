@@ -16,6 +16,21 @@ use sqlx::{FromRow, PgConnection, PgPool, Postgres, SqlSafeStr, Transaction};
 /// Of a claim, of taking over, of counting: decisions are on fresh snapshots, whatever a role's default is.
 pub(super) const BEGIN: &str = "begin isolation level read committed";
 
+/// Begins what is decided and written for so many keys. These statements are long: planned anew for each batch, they
+/// cost a lone deletion more than all the rest. So for few keys they are planned once a session, whatever the keys are.
+/// Such a plan may be of a time when the ledger was empty, and look at each open deletion for each key, until the
+/// statistics change or the session ends: too long for many keys, whose plan of their own costs them little.
+pub(super) fn begin_by_key(keys: usize) -> &'static str {
+    const FEW: &str = "begin isolation level read committed; \
+        set local plan_cache_mode = force_generic_plan; set local enable_seqscan = off; set local jit = off";
+    const MANY: &str = "begin isolation level read committed; \
+        set local plan_cache_mode = force_custom_plan; set local jit = off";
+    if keys <= FEW_KEYS { FEW } else { MANY }
+}
+
+/// So many keys share one plan.
+pub(super) const FEW_KEYS: usize = 16;
+
 /// A value as a parameter of type text that the statement casts to json.
 pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, sqlx::Error> {
     serde_json::to_string(value).map_err(|error| sqlx::Error::Encode(Box::new(error)))

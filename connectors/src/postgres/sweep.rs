@@ -20,7 +20,7 @@ use tombstream_model::{
 
 use super::removed::is_due;
 use super::statement::Statements;
-use super::table::{Table, interval, is_held, literal};
+use super::table::{BY_KEY, OPEN as OPEN_STATES, Table, interval, is_held, literal};
 
 /// How the sweep goes.
 #[derive(Clone, Debug)]
@@ -433,10 +433,9 @@ fn hides_sql(relation: &Relation, config: &SweepConfig, is_whole: bool, goes_on:
     };
     format!(
         "select p.key, p.flag, not {held} and not exists (select from tombstream.deletion d \
-                 where d.relation = {name} and d.key = p.key \
-                     and d.state in ('pending', 'hidden', 'claimed', 'parked') \
+                 where d.relation = {name} and d.key = p.key and d.state in {OPEN_STATES} \
                      and (d.state <> 'pending' or d.first_seen > now() - {hide} \
-                         or d.kept_back_at is not null and d.approved_at is null)) \
+                         or d.kept_back_at is not null and d.approved_at is null) {BY_KEY}) \
          from (select {key} as key, {flag}::text as flag from {table} t \
              where {is_set} and {flag} <= {due} and {flag} > {claimed} and {begin} \
              order by {order} limit $1) p \
@@ -493,12 +492,12 @@ fn flags_sql(relation: &Relation, config: &SweepConfig, goes_on: bool) -> String
     format!(
         "select {key}, {shown} from {table} t where {is_set}{due}{after} \
          and not exists (select from tombstream.deletion d where d.relation = {name} \
-             and d.key = {key} and d.state in ('pending', 'hidden', 'claimed', 'parked') \
+             and d.key = {key} and d.state in {OPEN_STATES} \
              and (d.state = 'claimed' \
                  or d.state = 'parked' and {parked_flag} is not distinct from {flag_column} \
                  or d.state = 'pending' and d.first_seen > {seen} \
                  or d.state = 'hidden' and d.first_seen > {hidden_seen} \
-                 or d.kept_back_at is not null and d.approved_at is null)) \
+                 or d.kept_back_at is not null and d.approved_at is null) {BY_KEY}) \
          and not {held} \
          and not exists (select from tombstream.pause p where p.relation = {name}) \
          order by {order} limit $1",

@@ -128,6 +128,16 @@ impl<'a> Table<'a> {
     }
 }
 
+/// The states of an open deletion, as the index `deletion_open` has them.
+pub(super) const OPEN: &str = "('pending', 'hidden', 'claimed', 'parked')";
+
+/// Ends a subquery that looks an open deletion up by its key, so that it stays one: each key is found by the index.
+///
+/// The statistics of an index of open rows are those of the last `analyze`, when perhaps none was open. As a join the
+/// planner then takes all open ones for one, and compares each key with each of them
+/// (`a_key_is_looked_up_by_the_index_whatever_the_statistics_say`).
+pub(super) const BY_KEY: &str = "offset 0";
+
 /// A length of time, to the millisecond.
 pub(super) fn interval(length: std::time::Duration) -> String {
     format!("interval '{} milliseconds'", length.as_millis())

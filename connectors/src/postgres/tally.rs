@@ -15,7 +15,7 @@ use tombstream_model::{
 };
 
 use super::ledger::PgLedger;
-use super::table::{Table, interval, is_held, key_arrays, literal};
+use super::table::{BY_KEY, OPEN, Table, interval, is_held, key_arrays, literal};
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,8 +238,8 @@ fn standing_sql(relation: &Relation) -> String {
          from {keys} left join lateral ( \
              select coalesce({is_set}, false) as flagged, {at} as at from {table} t where {matches} \
          ) t on true \
-         left join tombstream.deletion d on d.relation = {name} and d.key = {key} \
-             and d.state in ('pending', 'hidden', 'claimed', 'parked') \
+         left join lateral (select d.* from tombstream.deletion d where d.relation = {name} \
+             and d.key = {key} and d.state in {OPEN} {BY_KEY}) d on true \
          group by 1",
         held = is_held(&name, &key),
         grace = interval(relation.grace),

@@ -18,6 +18,7 @@ mod re_erase;
 mod receipts;
 mod replication;
 mod roles;
+mod statistics;
 mod support;
 mod sweep;
 mod tidy;

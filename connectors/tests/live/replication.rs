@@ -543,6 +543,60 @@ async fn a_server_that_is_killed_is_read_on_and_every_way_in_is_checked() {
     scene.end().await;
 }
 
+/// The log tells a commit before others see it: here it waits for a standby that is not there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_nobody_sees_yet_is_not_handed_on_and_holds_up_others_for_a_second() {
+    let server =
+        OwnServer::new("synchronous_standby_names = 'nobody'\nsynchronous_commit = local").await;
+    let database = Database::empty_on(&server.url()).await;
+    migrate(&database.pool).await.unwrap();
+    database.make_documents(false).await;
+    let scene = Scene::on(database);
+    scene.fix().await;
+    let mut source = scene.source();
+    begin(&scene, &mut source).await;
+    let commit = async |name: &str| {
+        let sql = format!(
+            "begin; set local synchronous_commit = on; \
+             insert into documents values (gen_random_uuid(), '{name}', null, now()); commit"
+        );
+        scene.sql(&sql).await;
+    };
+    // Waits for the standby until somebody cancels that; then it is seen.
+    let wait = "select pid::text from pg_stat_activity where wait_event = 'SyncRep'";
+    let release = async |after: Duration| {
+        let waiting = async {
+            loop {
+                let pid: Option<String> =
+                    sqlx::query_scalar(wait).fetch_optional(&scene.database.pool).await.unwrap();
+                match pid {
+                    Some(pid) => break pid,
+                    None => sleep(Duration::from_millis(1)).await,
+                }
+            }
+        };
+        let pid = timeout(BOUND, waiting).await.expect("it waits");
+        sleep(after).await;
+        scene.sql(&format!("select pg_cancel_backend({pid})")).await;
+        std::time::Instant::now()
+    };
+    let told = async |source: &mut PostgresSource| {
+        let names = names(source, 1).await;
+        (names, std::time::Instant::now())
+    };
+    let soon = Duration::from_millis(300);
+    let (_, released, (names, at)) = tokio::join!(commit("soon"), release(soon), told(&mut source));
+    assert_eq!(names, ["soon"]);
+    assert!(at >= released, "handed on while nobody saw it");
+    let begun = std::time::Instant::now();
+    let late = Duration::from_secs(3);
+    let (_, released, (names, at)) = tokio::join!(commit("late"), release(late), told(&mut source));
+    assert_eq!(names, ["late"]);
+    assert!(at < released && at - begun < late, "{:?}", at - begun);
+    source.close().await;
+    scene.end().await;
+}
+
 fn chain(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {}", chain(source)),

@@ -29,6 +29,7 @@ mod server;
 mod settle;
 mod sink;
 mod source;
+mod spread;
 mod stage;
 mod topic;
 
@@ -58,6 +59,7 @@ pub(crate) fn assemble<L: Ledger>(
     let candidates =
         dedupe::dedupe(candidates.concat(read.candidates), flow.config.dedupe_keys_max);
     let coming = Coming::default();
+    let candidates = spread::spread(candidates);
     let claimed = flow.claim(&coming).over(candidates).concat(flow.resume().over(read.open));
 
     let said = flow.stores.iter().zip(&flow.keepers).map(|(store, keeper)| {

@@ -10,6 +10,7 @@
 
 mod config;
 mod publication;
+mod seen;
 mod session;
 mod slot;
 mod snapshot;

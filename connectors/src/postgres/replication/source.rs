@@ -22,6 +22,7 @@ use tombstream_model::{
 use tracing::{info, warn};
 
 use super::config::{ReplicationConfig, ReplicationConfigError};
+use super::seen::seen;
 use super::session::{Session, unavailable};
 use super::slot::{self, Gap};
 use super::watch::{HEARTBEAT, Watch};
@@ -156,8 +157,10 @@ impl PostgresSource {
         let Self { config, pool, scope, paused, assignment, stream, .. } = self;
         let stream = stream.as_mut().expect("it was begun");
         loop {
-            if let Some(polled) = stream.take(config, *assignment) {
-                return Ok(polled);
+            if stream.ended || stream.is_full(config) {
+                // Nothing was taken yet: a wait that is given up loses nothing.
+                stream.seen(pool).await?;
+                return Ok(stream.take(*assignment));
             }
             let silence = match config.heartbeat {
                 Duration::ZERO => None,
@@ -239,11 +242,20 @@ impl Stream {
         due.then(|| self.acknowledged.1 + config.acknowledge_every)
     }
 
-    /// What can be handed on, with a mark if a transaction has ended in it.
-    fn take(&mut self, config: &ReplicationConfig, assignment: u64) -> Option<Polled> {
-        if !self.ended && !self.is_full(config) {
-            return None;
+    /// Waits until a claim would see what can be handed on.
+    async fn seen(&mut self, pool: &PgPool) -> Result<(), SourceError> {
+        let xids = self.rows.iter().map(|row| row.transaction.xid);
+        let mut xids: Vec<u32> = xids.filter(|xid| *xid != 0).collect();
+        xids.dedup();
+        if !xids.is_empty() {
+            let unseen = seen(pool, &self.slot, &xids).await;
+            unseen.map_err(|error| SourceError::Unavailable(Box::new(error)))?;
         }
+        Ok(())
+    }
+
+    /// What can be handed on, with a mark if a transaction has ended in it.
+    fn take(&mut self, assignment: u64) -> Polled {
         self.ended = false;
         self.bytes = 0;
         let rows = std::mem::take(&mut self.rows);
@@ -257,7 +269,7 @@ impl Stream {
                 next: self.read.0.cast_signed(),
             });
         }
-        Some(Polled { records: Records::Rows(rows), marks })
+        Polled { records: Records::Rows(rows), marks }
     }
 
     /// Writes down what is durable, then says it to the server.

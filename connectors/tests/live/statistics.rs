@@ -1,0 +1,60 @@
+//! What the planner believes of the ledger does not decide what a batch costs.
+
+use std::time::{Duration, Instant};
+
+use sqlx::Executor as _;
+use tombstream_connectors::postgres::connect;
+use tombstream_model::{Ending, Key, Ledger as _, Verdict};
+
+use super::support::{DOCUMENTS, Database, all, candidates, documents};
+
+/// Claims and finalizes `keys` in batches; all are open before the first is finalized.
+async fn finish(database: &Database, keys: &[Key], batch: usize) {
+    // One session, which says what it has read when it ends.
+    let pool = connect(database.url(), 1, true, "test").await.unwrap();
+    let ledger = Database::ledger_on(pool.clone(), documents(), |_| {});
+    let mut claimed = Vec::new();
+    for part in keys.chunks(batch) {
+        claimed.extend(ledger.claim(DOCUMENTS, &candidates(part)).await.unwrap());
+    }
+    assert_eq!(claimed.len(), keys.len());
+    for part in all(claimed, Verdict::Deleted).chunks(batch) {
+        let endings = ledger.finalize(DOCUMENTS, part).await.unwrap();
+        assert!(endings.iter().all(|ending| *ending == Ending::Finalized), "{endings:?}");
+    }
+    pool.close().await;
+}
+
+/// How often the ledger's indexes were asked, and how many entries they gave.
+async fn read(database: &Database) -> (i64, i64) {
+    let read = "select sum(idx_scan)::bigint, sum(idx_tup_read)::bigint from pg_stat_user_indexes \
+                where schemaname = 'tombstream' and relname = 'deletion'";
+    sqlx::query_as(read).fetch_one(&database.pool).await.unwrap()
+}
+
+/// Statistics are of a moment when nothing was open: a join over the index of what is open would then read all of
+/// it for each key.
+#[tokio::test]
+async fn a_key_is_looked_up_by_the_index_whatever_the_statistics_say() {
+    let database = Database::with_documents(true).await;
+    let before = database.insert(1_000, true).await;
+    finish(&database, &before, 500).await;
+    for batch in [500, 10] {
+        database.pool.execute("vacuum analyze tombstream.deletion").await.unwrap();
+        let (asked, given) = read(&database).await;
+        let keys = database.insert(1_500, true).await;
+        finish(&database, &keys, batch).await;
+        // Each key is looked up in the index of what is open at least once by its claim.
+        let begun = Instant::now();
+        let given = loop {
+            let (now_asked, now_given) = read(&database).await;
+            if now_asked - asked >= 1_500 {
+                break now_given - given;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(30), "{now_asked} after {asked}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        assert!(given < 50 * 1_500, "{given} entries for 1,500 keys in batches of {batch}");
+    }
+    database.drop_database().await;
+}
