@@ -20,7 +20,7 @@ use super::moved::forget_sql;
 use super::pool::ledger_error;
 use super::resume::report_late;
 use super::statement::{FEW_KEYS, json};
-use super::table::{Table, is_held, key_arrays, literal};
+use super::table::{BY_KEY, Table, is_held, key_arrays, literal};
 
 /// No lock of the rows themselves is waited for, but foreign keys and triggers wait for others'. Short,
 /// since a batch is halved with each wait. A deferred constraint speaks before the commit, behind whose
@@ -29,8 +29,7 @@ const BEGIN_FEW: &str = "begin isolation level read committed; \
     set local plan_cache_mode = force_generic_plan; set local enable_seqscan = off; set local jit = off; \
     set local lock_timeout = '200ms'; set constraints all immediate";
 /// The same for many.
-const BEGIN_MANY: &str = "begin isolation level read committed; \
-    set local plan_cache_mode = force_custom_plan; set local jit = off; \
+const BEGIN_MANY: &str = "begin isolation level read committed; set local jit = off; \
     set local lock_timeout = '200ms'; set constraints all immediate";
 
 /// What stands for words of a store that held a key, where receipts name nobody.
@@ -66,8 +65,9 @@ impl FinalizeSql {
 /// there was kept by a trigger: trying again would never end. A newer life is seen now, for its grace.
 ///
 /// What was removed is looked up by `in`, which is hashed: as a join the planner, who expects one row of each, compares
-/// each with each. The flag is compared by what no index knows: by `=` the planner may look a row up by its flag, which a
-/// million rows of one mistake share.
+/// each with each. And a row is removed at its place, where the lock keeps it. By its key or its flag the planner, whose
+/// statistics may be of a day when the table was empty, would read the whole table, or all rows that a million of one
+/// mistake share a flag with, for each of the batch.
 fn remove_sql(relation: &Relation) -> String {
     let table = Table::new(relation);
     let relation_name = literal(&relation.name);
@@ -85,7 +85,7 @@ fn remove_sql(relation: &Relation) -> String {
                  for update skip locked) d \
          ), \
          decided as ( \
-             select held.*, case \
+             select held.*, t.tombstream_of, t.tombstream_at, case \
                  when {is_held} then 'later' \
                  when exists (select from tombstream.pause p where p.relation = {relation_name}) \
                      then 'later' \
@@ -104,15 +104,21 @@ fn remove_sql(relation: &Relation) -> String {
                                  not in ('deleted', 'absent', 'waived')) then 'later' \
                  when {row_there} then 'finalized' \
                  else 'row_gone' end as ending \
-             from held left join {name} t on {matches} \
+             from held left join lateral ( \
+                 select t.*, t.tableoid as tombstream_of, t.ctid as tombstream_at from {name} t \
+                 where {matches} {BY_KEY}) t on true \
          ), \
          removed as ( \
-             delete from {name} t using decided d \
-             where d.ending = 'finalized' and {matches_d} and {flag} is not distinct from {claimed_flag_d} \
-             returning d.id \
+             delete from {name} t \
+             where t.ctid = any (array(select tombstream_at from decided where ending = 'finalized')) \
+                 and exists (select from decided d where d.ending = 'finalized' \
+                     and d.tombstream_at = t.ctid and d.tombstream_of = t.tableoid \
+                     and {matches_d} and {flag} is not distinct from {claimed_flag_d}) \
+             returning t.tableoid as tombstream_of, t.ctid as tombstream_at \
          ), \
          ended as ( \
-             select d.*, case when d.ending = 'finalized' and d.id not in (select id from removed) then 'kept' \
+             select d.*, case when d.ending = 'finalized' \
+                     and (d.tombstream_of, d.tombstream_at) not in (table removed) then 'kept' \
                  else d.ending end as outcome \
              from decided d \
          ), \
