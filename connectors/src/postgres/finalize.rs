@@ -64,8 +64,8 @@ impl FinalizeSql {
 /// finish with; one that is not there was removed by another hand. A row that was locked and is still
 /// there was kept by a trigger: trying again would never end. A newer life is seen now, for its grace.
 ///
-/// What was removed is looked up by `in`, which is hashed: as a join the planner, who expects one row of each, compares
-/// each with each. And a row is removed at its place, where the lock keeps it. By its key or its flag the planner, whose
+/// What goes, and what went, is looked up by `in`, which is hashed (`is true` keeps it so): as a join the planner, who
+/// expects one row of each, compares each with each. And a row is removed at its place, where the lock keeps it. By its key or its flag the planner, whose
 /// statistics may be of a day when the table was empty, would read the whole table, or all rows that a million of one
 /// mistake share a flag with, for each of the batch.
 fn remove_sql(relation: &Relation) -> String {
@@ -111,9 +111,9 @@ fn remove_sql(relation: &Relation) -> String {
          removed as ( \
              delete from {name} t \
              where t.ctid = any (array(select tombstream_at from decided where ending = 'finalized')) \
-                 and exists (select from decided d where d.ending = 'finalized' \
-                     and d.tombstream_at = t.ctid and d.tombstream_of = t.tableoid \
-                     and {matches_d} and {flag} is not distinct from {claimed_flag_d}) \
+                 and ((t.tableoid, t.ctid, {flag}) in ( \
+                     select d.tombstream_of, d.tombstream_at, {claimed_flag_d} from decided d \
+                     where d.ending = 'finalized')) is true \
              returning t.tableoid as tombstream_of, t.ctid as tombstream_at \
          ), \
          ended as ( \
@@ -170,7 +170,6 @@ policy does not let it go' \
         claimed_flag = table.flag_value("held.flag"),
         claimed_flag_d = table.flag_value("d.flag"),
         matches = table.matches_array("t", "held.key"),
-        matches_d = table.matches_array("t", "d.key"),
     )
 }
 
