@@ -22,7 +22,7 @@ use super::ledger::{ClaimedRow, PgLedger, Prepared, TargetEntry, waived_stores};
 use super::moved::{former_columns, former_sql};
 use super::pool::ledger_error;
 use super::statement::{begin_by_key, json};
-use super::table::{BY_KEY, OPEN, Table, key_arrays, literal};
+use super::table::{BY_KEY, OPEN_STATES, Table, key_arrays, literal};
 
 /// The claim's statements for one relation.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl ClaimSql {
              from {name} t join {keys} on {matches} \
              where {is_set} and not exists (select from ( \
                  select d.state from tombstream.deletion d where d.relation = {relation} \
-                     and d.key = {key} and d.state in {OPEN} {BY_KEY}) o where o.state = 'claimed') \
+                     and d.key = {key} and d.state in {OPEN_STATES} {BY_KEY}) o where o.state = 'claimed') \
              order by {order} for no key update of t skip locked",
             shown = table.template_columns("t"),
             relation = literal(&relation.name),
@@ -131,7 +131,7 @@ impl PgLedger {
         // Started before anything is sent, so that the fence never outlives the lease.
         let until = Instant::now() + self.config.lease;
         let mut transaction =
-            self.statements.begin(begin_by_key(flagged.len())).await.map_err(ledger_error)?;
+            self.statements.begin(begin_by_key!(flagged.len(), "")).await.map_err(ledger_error)?;
         let locked = self.lock(&mut transaction, prepared, &flagged).await.map_err(ledger_error)?;
         if locked.is_empty() {
             transaction.rollback().await.map_err(ledger_error)?;

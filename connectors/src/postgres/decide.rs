@@ -5,7 +5,7 @@ use tombstream_model::{BreakerLimits, Relation};
 use super::guard::is_guarded;
 use super::ledger::ClaimedRow;
 use super::removed::is_again;
-use super::table::{BY_KEY, OPEN, Table, interval, is_held, literal};
+use super::table::{BY_KEY, OPEN_STATES, Table, interval, is_held, literal};
 
 /// Decides on a fresh snapshot, and writes: one ledger row for each key that is claimed, hidden, parked, or
 /// has to wait where nothing else would remember it. (A flag that the guard vouches for is remembered by
@@ -61,7 +61,7 @@ pub(super) fn decide_sql(relation: &Relation) -> String {
                      d.hidden_at, d.waived, d.removed, d.removed is not null or d.state = 'parked' \
                          and {claimed_flag} is distinct from {flag} as outlived \
                  from tombstream.deletion d where d.relation = {name} and d.key = c.key \
-                     and d.state in {OPEN} {BY_KEY} \
+                     and d.state in {OPEN_STATES} {BY_KEY} \
              ) d on true \
              where d.taken is not true \
                  and not exists (select from tombstream.pause p where p.relation = {name}) \

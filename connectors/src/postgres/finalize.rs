@@ -19,18 +19,15 @@ use super::ledger::{PgLedger, Prepared, TargetEntry};
 use super::moved::forget_sql;
 use super::pool::ledger_error;
 use super::resume::report_late;
-use super::statement::{FEW_KEYS, json};
+use super::statement::{begin_by_key, json};
 use super::table::{BY_KEY, Table, is_held, key_arrays, literal};
 
 /// No lock of the rows themselves is waited for, but foreign keys and triggers wait for others'. Short,
 /// since a batch is halved with each wait. A deferred constraint speaks before the commit, behind whose
-/// error the rows are still locked for a while. Planned as [`begin_by_key`](super::statement::begin_by_key) says.
-const BEGIN_FEW: &str = "begin isolation level read committed; \
-    set local plan_cache_mode = force_generic_plan; set local enable_seqscan = off; set local jit = off; \
-    set local lock_timeout = '200ms'; set constraints all immediate";
-/// The same for many.
-const BEGIN_MANY: &str = "begin isolation level read committed; set local jit = off; \
-    set local lock_timeout = '200ms'; set constraints all immediate";
+/// error the rows are still locked for a while.
+fn begin(keys: usize) -> &'static str {
+    begin_by_key!(keys, "; set local lock_timeout = '200ms'; set constraints all immediate")
+}
 
 /// What stands for words of a store that held a key, where receipts name nobody.
 const WITHHELD: &str = "(withheld: it named the key)";
@@ -65,9 +62,9 @@ impl FinalizeSql {
 /// there was kept by a trigger: trying again would never end. A newer life is seen now, for its grace.
 ///
 /// What goes, and what went, is looked up by `in`, which is hashed (`is true` keeps it so): as a join the planner, who
-/// expects one row of each, compares each with each. And a row is removed at its place, where the lock keeps it. By its key or its flag the planner, whose
-/// statistics may be of a day when the table was empty, would read the whole table, or all rows that a million of one
-/// mistake share a flag with, for each of the batch.
+/// expects one row of each, compares each with each. And a row is removed at its place, where the lock keeps it. By its
+/// key or its flag the planner, whose statistics may be of a day when the table was empty, would read the whole table, or
+/// all rows that a million of one mistake share a flag with, for each of the batch.
 fn remove_sql(relation: &Relation) -> String {
     let table = Table::new(relation);
     let relation_name = literal(&relation.name);
@@ -246,8 +243,7 @@ impl PgLedger {
     ) -> Result<Vec<Ending>, Failure> {
         let failed = |error| Failure::Ledger(ledger_error(error));
         let prepared = self.prepared(relation);
-        let begin = if batch.len() <= FEW_KEYS { BEGIN_FEW } else { BEGIN_MANY };
-        let mut transaction = self.statements.begin(begin).await.map_err(failed)?;
+        let mut transaction = self.statements.begin(begin(batch.len())).await.map_err(failed)?;
         let endings = match self.try_finalize(&mut transaction, prepared, batch).await {
             Ok(endings) => endings,
             Err(failure) => {
@@ -410,7 +406,7 @@ impl PgLedger {
         warn!(relation = %prepared.relation.name, deletion = %settled.claimed.id, reason, "deletion parked");
         metrics::counter!("tombstream_parked_total", "relation" => prepared.relation.name.to_string())
             .increment(1);
-        let mut transaction = self.statements.begin(BEGIN_FEW).await.map_err(ledger_error)?;
+        let mut transaction = self.statements.begin(begin(1)).await.map_err(ledger_error)?;
         sqlx::query(
             "update tombstream.deletion set state = 'parked', reason = $3, targets = $4::jsonb, \
                  lease_until = null \

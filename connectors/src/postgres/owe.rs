@@ -12,8 +12,8 @@ use super::ledger::PgLedger;
 use super::pool::ledger_error;
 
 /// Writes what was confirmed, ends the lease, and says when to try again: the wait doubles with each
-/// attempt. A hide that is done waits for nothing but its claim. Skips what others
-/// hold: their lease runs out. The state is spelled so that no index of states seems to fit: each id has its own.
+/// attempt. A hide that is done waits for nothing but its claim. Skips what others hold: their lease runs out.
+/// The state is spelled so that no index of states seems to fit: each id has its own.
 const OWE: &str = "\
     with i as ( \
         select * from unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $7::boolean[]) \

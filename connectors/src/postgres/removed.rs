@@ -24,7 +24,7 @@ use super::guard::is_guarded;
 use super::ledger::{ClaimedRow, PgLedger, Prepared, TargetEntry, waived_stores};
 use super::pool::ledger_error;
 use super::statement::{begin_by_key, json};
-use super::table::{BY_KEY, OPEN, Table, interval, is_held, key_arrays, literal};
+use super::table::{BY_KEY, OPEN_STATES, Table, interval, is_held, key_arrays, literal};
 
 /// The statements over rows that are gone.
 #[derive(Debug)]
@@ -109,7 +109,7 @@ fn vanished_sql(relation: &Relation) -> String {
          waited as ( \
              select d.id, looked.there is not null as restored \
              from looked cross join lateral (select d.id from tombstream.deletion d \
-                 where d.relation = {name} and d.key = looked.key and d.state in {OPEN} \
+                 where d.relation = {name} and d.key = looked.key and d.state in {OPEN_STATES} \
                      and d.state <> 'claimed' and d.claimed_at is null and d.removed is null \
                  for update skip locked) d \
              where looked.there is null or looked.alive \
@@ -203,7 +203,7 @@ fn due_sql(relation: &Relation) -> String {
                  select distinct array(select jsonb_array_elements_text(u.key::jsonb)) as key \
                  from unnest($1::text[]) as u(key)) i \
              cross join lateral (select d.* from tombstream.deletion d \
-                 where d.relation = {name} and d.key = i.key and d.state in {OPEN} {BY_KEY}) d \
+                 where d.relation = {name} and d.key = i.key and d.state in {OPEN_STATES} {BY_KEY}) d \
          where d.removed is not null and d.state in ('pending', 'hidden') \
              and {due} and (d.kept_back_at is null or d.approved_at is not null) \
              and not {held} \
@@ -404,7 +404,7 @@ impl PgLedger {
     ) -> Result<Vec<Claimed>, LedgerError> {
         let until = Instant::now() + self.config.lease;
         let mut transaction =
-            self.statements.begin(begin_by_key(keys.len())).await.map_err(ledger_error)?;
+            self.statements.begin(begin_by_key!(keys.len(), "")).await.map_err(ledger_error)?;
         let claimed =
             self.take_due(&mut transaction, prepared, keys).await.map_err(ledger_error)?;
         transaction.commit().await.map_err(ledger_error)?;
@@ -418,7 +418,7 @@ impl PgLedger {
     ) -> Result<Vec<Claimed>, LedgerError> {
         let until = Instant::now() + self.config.lease;
         let mut transaction =
-            self.statements.begin(begin_by_key(removed.len())).await.map_err(ledger_error)?;
+            self.statements.begin(begin_by_key!(removed.len(), "")).await.map_err(ledger_error)?;
         let recorded =
             self.record(&mut transaction, prepared, removed).await.map_err(ledger_error)?;
         if recorded > 0 {

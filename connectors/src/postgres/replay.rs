@@ -19,7 +19,7 @@ use super::guard::is_guarded;
 use super::ledger::PgLedger;
 use super::pool::ledger_error;
 use super::removed::is_of_key;
-use super::table::{BY_KEY, OPEN, Table, interval, is_held, key_arrays, literal};
+use super::table::{BY_KEY, OPEN_STATES, Table, interval, is_held, key_arrays, literal};
 use super::tally::{Count, Tally};
 
 /// A look writes nothing, whatever it calls.
@@ -217,7 +217,7 @@ fn standing_sql(relation: &Relation) -> String {
                  coalesce(t.flagged, false) and (d.removed is not null or d.state = 'parked' \
                      and {claimed_flag} is distinct from t.flag) as outlived \
              from tombstream.deletion d where d.relation = {name} and d.key = {key} \
-                 and d.state in {OPEN} {BY_KEY} \
+                 and d.state in {OPEN_STATES} {BY_KEY} \
          ) d on true \
          left join lateral ( \
              select greatest(t.at, coalesce(case when not d.outlived then d.first_seen end, \

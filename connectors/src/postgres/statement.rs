@@ -16,17 +16,24 @@ use sqlx::{FromRow, PgConnection, PgPool, Postgres, SqlSafeStr, Transaction};
 /// Of a claim, of taking over, of counting: decisions are on fresh snapshots, whatever a role's default is.
 pub(super) const BEGIN: &str = "begin isolation level read committed";
 
-/// Begins what is decided and written for so many keys. These statements are long: planned anew for each batch, they
-/// cost a lone deletion more than all the rest. So for few keys they are planned once a session, whatever the keys are.
-/// Such a plan may be of a time when a table was all but empty, until its statistics change or the session ends: too
-/// long for many keys, which are left to the planner. (To force a plan of their own would force one on each row's
-/// triggers, too.)
-pub(super) fn begin_by_key(keys: usize) -> &'static str {
-    const FEW: &str = "begin isolation level read committed; \
-        set local plan_cache_mode = force_generic_plan; set local enable_seqscan = off; set local jit = off";
-    const MANY: &str = "begin isolation level read committed; set local jit = off";
-    if keys <= FEW_KEYS { FEW } else { MANY }
+/// The begin of what is decided and written for so many keys, and what else it sets. These statements are long: planned
+/// anew for each batch, they cost a lone deletion more than all the rest. So for few keys they are planned once a session,
+/// whatever the keys are. Such a plan may be of a time when a table was all but empty, until its statistics change or the
+/// session ends: too long for many keys, which are left to the planner. (To force a plan of their own would force one on
+/// each row's triggers, too.)
+macro_rules! begin_by_key {
+    ($keys:expr, $also:literal) => {{
+        const FEW: &str = concat!(
+            "begin isolation level read committed; set local plan_cache_mode = force_generic_plan; ",
+            "set local enable_seqscan = off; set local jit = off",
+            $also
+        );
+        const MANY: &str =
+            concat!("begin isolation level read committed; set local jit = off", $also);
+        if $keys <= $crate::postgres::statement::FEW_KEYS { FEW } else { MANY }
+    }};
 }
+pub(super) use begin_by_key;
 
 /// So many keys share one plan.
 pub(super) const FEW_KEYS: usize = 16;

@@ -20,7 +20,7 @@ use tombstream_model::{
 
 use super::removed::is_due;
 use super::statement::Statements;
-use super::table::{BY_KEY, OPEN as OPEN_STATES, Table, interval, is_held, literal};
+use super::table::{BY_KEY, OPEN_STATES, Table, interval, is_held, literal};
 
 /// How the sweep goes.
 #[derive(Clone, Debug)]

@@ -129,7 +129,7 @@ impl<'a> Table<'a> {
 }
 
 /// The states of an open deletion, as the index `deletion_open` has them.
-pub(super) const OPEN: &str = "('pending', 'hidden', 'claimed', 'parked')";
+pub(super) const OPEN_STATES: &str = "('pending', 'hidden', 'claimed', 'parked')";
 
 /// Ends a subquery that looks an open deletion up by its key, so that it stays one: each key is found by the index.
 ///

@@ -15,7 +15,7 @@ use tombstream_model::{
 };
 
 use super::ledger::PgLedger;
-use super::table::{BY_KEY, OPEN, Table, interval, is_held, key_arrays, literal};
+use super::table::{BY_KEY, OPEN_STATES, Table, interval, is_held, key_arrays, literal};
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -239,7 +239,7 @@ fn standing_sql(relation: &Relation) -> String {
              select coalesce({is_set}, false) as flagged, {at} as at from {table} t where {matches} \
          ) t on true \
          left join lateral (select d.* from tombstream.deletion d where d.relation = {name} \
-             and d.key = {key} and d.state in {OPEN} {BY_KEY}) d on true \
+             and d.key = {key} and d.state in {OPEN_STATES} {BY_KEY}) d on true \
          group by 1",
         held = is_held(&name, &key),
         grace = interval(relation.grace),

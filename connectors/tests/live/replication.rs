@@ -38,6 +38,16 @@ impl Scene {
         scene
     }
 
+    /// On a server of the test's own.
+    async fn on_server(server: &OwnServer) -> Self {
+        let database = Database::empty_on(&server.url()).await;
+        migrate(&database.pool).await.unwrap();
+        database.make_documents(false).await;
+        let scene = Self::on(database);
+        scene.fix().await;
+        scene
+    }
+
     fn on(database: Database) -> Self {
         let slot = format!("test_{}", uuid::Uuid::new_v4().simple());
         Self { database, slot, gaps: Arc::default() }
@@ -421,11 +431,7 @@ async fn a_slot_that_was_advanced_by_hand_is_reported() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_whose_log_was_removed_is_made_anew_and_reported() {
     let server = OwnServer::new("max_slot_wal_keep_size = 16MB\nmin_wal_size = 32MB").await;
-    let database = Database::empty_on(&server.url()).await;
-    migrate(&database.pool).await.unwrap();
-    database.make_documents(false).await;
-    let scene = Scene::on(database);
-    scene.fix().await;
+    let scene = Scene::on_server(&server).await;
     let mut source = scene.source();
     begin(&scene, &mut source).await;
     source.close().await;
@@ -459,11 +465,7 @@ async fn a_slot_whose_log_was_removed_is_made_anew_and_reported() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_promoted_standby_is_another_life_of_the_log() {
     let server = OwnServer::new("").await;
-    let database = Database::empty_on(&server.url()).await;
-    migrate(&database.pool).await.unwrap();
-    database.make_documents(false).await;
-    let scene = Scene::on(database);
-    scene.fix().await;
+    let scene = Scene::on_server(&server).await;
     let mut source = scene.source();
     begin(&scene, &mut source).await;
     let (before, _) = source.start().unwrap();
@@ -491,11 +493,7 @@ async fn a_promoted_standby_is_another_life_of_the_log() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_killed_is_read_on_and_every_way_in_is_checked() {
     let mut server = OwnServer::new("synchronous_commit = on").await;
-    let database = Database::empty_on(&server.url()).await;
-    migrate(&database.pool).await.unwrap();
-    database.make_documents(false).await;
-    let scene = Scene::on(database);
-    scene.fix().await;
+    let scene = Scene::on_server(&server).await;
     let with = |query: &str| {
         // A certificate is of a name, not of an address.
         let url = scene.database.url().replace("127.0.0.1", "localhost");
@@ -548,11 +546,7 @@ async fn a_server_that_is_killed_is_read_on_and_every_way_in_is_checked() {
 async fn a_commit_that_nobody_sees_yet_is_not_handed_on_and_holds_up_others_for_a_second() {
     let server =
         OwnServer::new("synchronous_standby_names = 'nobody'\nsynchronous_commit = local").await;
-    let database = Database::empty_on(&server.url()).await;
-    migrate(&database.pool).await.unwrap();
-    database.make_documents(false).await;
-    let scene = Scene::on(database);
-    scene.fix().await;
+    let scene = Scene::on_server(&server).await;
     let mut source = scene.source();
     begin(&scene, &mut source).await;
     let commit = async |name: &str| {

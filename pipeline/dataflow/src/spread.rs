@@ -13,7 +13,7 @@ use crate::bridge::Epoch;
 
 /// How long candidates are counted before it is judged anew whether they are many.
 const WINDOW: Duration = Duration::from_millis(100);
-/// So many in a window are many: one worker's claims take as many in a tenth of it, and a batch is full.
+/// So many in a window are many: a batch of claims is full.
 const MANY: usize = 500;
 
 /// Brings few to worker 0, and leaves many where their keys brought them.

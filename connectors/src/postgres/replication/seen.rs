@@ -16,9 +16,9 @@ const SEEN_WAIT: Duration = Duration::from_secs(1);
 /// How often it is looked again.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
-/// What a statement that begins now would see.
-#[derive(Debug, PartialEq, Eq)]
-struct Snapshot {
+/// What a statement sees that began at some moment. What was seen once stays seen. By default nothing is.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Snapshot {
     /// All before it have ended.
     least: u64,
     /// None from it on has.
@@ -47,12 +47,22 @@ impl Snapshot {
     }
 }
 
-/// Waits until others see these transactions, but not for ever. Nothing is lost when this is given up.
-pub(super) async fn seen(pool: &PgPool, slot: &str, xids: &[u32]) -> Result<(), sqlx::Error> {
+/// Waits until others see these transactions, but not for ever. `known` is the last that was asked for: behind the head
+/// of the log it knows them already. Nothing is lost when this is given up.
+pub(super) async fn seen(
+    known: &mut Snapshot,
+    pool: &PgPool,
+    slot: &str,
+    xids: &[u32],
+) -> Result<(), sqlx::Error> {
     let ends = Instant::now() + SEEN_WAIT;
+    let is_seen = |known: &Snapshot| xids.iter().all(|xid| known.sees(*xid));
+    if is_seen(known) {
+        return Ok(());
+    }
     loop {
-        let snapshot = current(pool).await?;
-        if xids.iter().all(|xid| snapshot.sees(*xid)) {
+        *known = current(pool).await?;
+        if is_seen(known) {
             return Ok(());
         }
         if Instant::now() >= ends {
@@ -97,6 +107,7 @@ mod tests {
         assert!(!snapshot.sees(1), "it runs");
         assert!(!snapshot.sees(3), "it comes");
         assert!(Snapshot::read("4:4:").unwrap().sees(3));
+        assert!([0, 3, 1 << 31, u32::MAX].iter().all(|xid| !Snapshot::default().sees(*xid)));
     }
 
     #[test]

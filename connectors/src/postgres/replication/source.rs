@@ -22,7 +22,7 @@ use tombstream_model::{
 use tracing::{info, warn};
 
 use super::config::{ReplicationConfig, ReplicationConfigError};
-use super::seen::seen;
+use super::seen::{Snapshot, seen};
 use super::session::{Session, unavailable};
 use super::slot::{self, Gap};
 use super::watch::{HEARTBEAT, Watch};
@@ -65,6 +65,8 @@ struct Stream {
     bytes: usize,
     /// The last row's place, and how many rows before it have the same.
     last: (i64, i32),
+    /// Whose commits a claim sees.
+    seen: Snapshot,
     /// Everything before this was read.
     read: Lsn,
     /// The mark that was handed out last, and when.
@@ -213,6 +215,7 @@ impl Stream {
             rows: Vec::new(),
             bytes: 0,
             last: (0, 0),
+            seen: Snapshot::default(),
             read: start,
             marked: (start, now),
             durable: start,
@@ -247,11 +250,8 @@ impl Stream {
         let xids = self.rows.iter().map(|row| row.transaction.xid);
         let mut xids: Vec<u32> = xids.filter(|xid| *xid != 0).collect();
         xids.dedup();
-        if !xids.is_empty() {
-            let unseen = seen(pool, &self.slot, &xids).await;
-            unseen.map_err(|error| SourceError::Unavailable(Box::new(error)))?;
-        }
-        Ok(())
+        let waited = seen(&mut self.seen, pool, &self.slot, &xids).await;
+        waited.map_err(|error| SourceError::Unavailable(Box::new(error)))
     }
 
     /// What can be handed on, with a mark if a transaction has ended in it.
