@@ -51,12 +51,14 @@ pub(super) fn decide_sql(relation: &Relation) -> String {
                  not d.outlived and d.approved_at is not null as approved, \
                  not d.outlived and d.again as again, \
                  not d.outlived and d.hidden_at is not null as hidden, \
+                 not d.outlived and d.parked as parked, \
                  not d.outlived and coalesce(d.waived ? c.refused_store, false) as waived, \
                  greatest(c.flag_at, coalesce(case when not d.outlived then d.first_seen end, \
                      case when not vouched.vouched or c.flag_at is null then now() end), \
                      case when d.outlived and d.removed is null then d.first_seen end) as since \
              from c cross join vouched left join lateral ( \
-                 select d.id, d.first_seen, d.state = 'claimed' as taken, d.kept_back_at, d.approved_at, \
+                 select d.id, d.first_seen, d.state = 'claimed' as taken, d.state = 'parked' as parked, \
+                     d.kept_back_at, d.approved_at, \
                      {again} as again, \
                      d.hidden_at, d.waived, d.removed, d.removed is not null or d.state = 'parked' \
                          and {claimed_flag} is distinct from {flag} as outlived \
@@ -97,7 +99,7 @@ pub(super) fn decide_sql(relation: &Relation) -> String {
                  state in ('hidden', 'claimed') as goes \
              from decided \
              where (select count(*) from closed) >= 0 and (state <> 'pending' or refused or held \
-                 or not vouched or outlived) \
+                 or not vouched or outlived or waits and parked) \
          ) \
          insert into tombstream.deletion as d (relation, key, state, flag, flip_lsn, targets, reason, \
              lease_owner, lease_token, lease_until, attempts, claimed_at, hidden_at, kept_back_at) \
@@ -111,11 +113,13 @@ pub(super) fn decide_sql(relation: &Relation) -> String {
              case when refused then clock_timestamp() end \
          from written cross join token order by key \
          on conflict (relation, key) where state in ('pending', 'hidden', 'claimed', 'parked') \
-         do update set state = case excluded.state when 'pending' then d.state else excluded.state end, \
+         do update set state = case when excluded.state = 'pending' and not {unparked} then d.state \
+                 else excluded.state end, \
              flag = excluded.flag, \
              flip_lsn = coalesce(excluded.flip_lsn, d.flip_lsn), \
              targets = case excluded.state when 'pending' then d.targets else excluded.targets end, \
-             reason = case excluded.state when 'pending' then d.reason else excluded.reason end, \
+             reason = case when excluded.state = 'pending' and not {unparked} then d.reason \
+                 else excluded.reason end, \
              lease_owner = excluded.lease_owner, \
              lease_token = coalesce(excluded.lease_token, d.lease_token), \
              lease_until = excluded.lease_until, due_at = null, \
@@ -124,7 +128,7 @@ pub(super) fn decide_sql(relation: &Relation) -> String {
              kept_back_at = coalesce(d.kept_back_at, excluded.kept_back_at) \
              where d.state in ('pending', 'hidden', 'parked') and d.claimed_at is null \
                  and (excluded.state in ('claimed', 'hidden', 'parked') \
-                     or excluded.kept_back_at is not null and d.kept_back_at is null) \
+                     or excluded.kept_back_at is not null and d.kept_back_at is null or {unparked}) \
                  and (d.state <> 'parked' or excluded.state <> 'parked' \
                      or d.reason is distinct from excluded.reason) \
          returning {returned}, {KEPT_BACK}, d.attempts",
@@ -140,6 +144,9 @@ pub(super) fn decide_sql(relation: &Relation) -> String {
                 interval(hide)
             ),
         },
+        // Its address is safe now, and the breaker keeps it back: it waits for who approves, not for who mends.
+        unparked = "(d.state = 'parked' and d.approved_at is null \
+             and coalesce(d.kept_back_at, excluded.kept_back_at) is not null)",
         returned = ClaimedRow::RETURNED,
         budget = budget_sql(relation, "select count(*) as asked from asked where spends"),
     )

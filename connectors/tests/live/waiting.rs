@@ -421,6 +421,47 @@ async fn a_tripped_breaker_claims_no_more_and_keeps_what_came() {
     database.drop_database().await;
 }
 
+/// Parked for its address and kept back by the breaker, in either order: once the address is safe it waits for who
+/// approves alone.
+#[tokio::test]
+async fn what_is_mended_while_the_breaker_keeps_it_back_goes_on_when_it_is_approved() {
+    let database = Database::with_documents(true).await;
+    let mut relation = documents();
+    relation.targets.truncate(1);
+    let AddressTemplate::Object { key, .. } = &mut relation.targets[0].address else {
+        panic!("an object")
+    };
+    *key = Template::parse("{name}/{id}").unwrap();
+    let free = database.ledger(relation.clone());
+    let limits = BreakerLimits { claims_max: Some(0), ..NO_LIMIT };
+    let spent = database.ledger(Relation { breaker: Some(limits), ..relation });
+    let keys = candidates(&database.insert(1, true).await);
+    let named = async |name: &str| {
+        let sql = format!("update documents set name = '{name}'");
+        database.pool.execute(AssertSqlSafe(sql)).await.unwrap();
+    };
+    let is_kept = "select count(*) from tombstream.deletion where state = 'pending' and reason is null \
+        and kept_back_at is not null and approved_at is null";
+    named("").await;
+    assert!(free.claim(DOCUMENTS, &keys).await.unwrap().is_empty());
+    assert_eq!(states(&database).await, ["parked"]);
+    for _ in 0..2 {
+        named("safe").await;
+        assert!(spent.claim(DOCUMENTS, &keys).await.unwrap().is_empty());
+        assert_eq!(database.count(is_kept).await, 1);
+        named("").await;
+        assert!(spent.claim(DOCUMENTS, &keys).await.unwrap().is_empty());
+        assert_eq!(states(&database).await, ["parked"]);
+    }
+    named("safe").await;
+    assert!(free.claim(DOCUMENTS, &keys).await.unwrap().is_empty(), "it waits for a person");
+    assert_eq!(database.count(is_kept).await, 1);
+    let approve = "update tombstream.deletion set approved_at = now() where kept_back_at is not null";
+    database.pool.execute(approve).await.unwrap();
+    assert_eq!(spent.claim(DOCUMENTS, &keys).await.unwrap().len(), 1);
+    database.drop_database().await;
+}
+
 #[tokio::test]
 async fn two_workers_do_not_overshoot_the_breaker() {
     let database = Database::with_documents(true).await;

@@ -1,11 +1,12 @@
 //! Asks the ledger for the right to destroy: candidates are claimed, open deletions taken over.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use futures::future::join_all;
 use metrics::counter;
-use tombstream_model::{Candidate, Claimed, DeletionId, Ledger, Relation, RelationId};
+use tombstream_model::{Candidate, Cause, Claimed, DeletionId, Ledger, Relation, RelationId};
 
 use crate::bridge::Call;
 use crate::flow::LedgerParts;
@@ -53,20 +54,31 @@ pub(crate) fn resume<L: Ledger>(
 }
 
 /// The batch by relation, each key (and what was found of it) once: an event and the sweep may have
-/// brought the same one. The first is kept, with the position of any.
+/// brought the same one.
+///
+/// What the event told stays told: that there was one (the archive keeps it), where in the log, and the row
+/// that was removed; `tests::what_an_event_told_is_kept_whoever_came_first`.
 fn by_relation(batch: &[Candidate]) -> BTreeMap<RelationId, Vec<Candidate>> {
     let mut groups: BTreeMap<RelationId, Vec<Candidate>> = BTreeMap::new();
-    let mut seen = HashSet::new();
+    let mut places = HashMap::new();
     for candidate in batch {
         let group = groups.entry(candidate.relation).or_default();
-        if seen.insert((candidate.relation, &candidate.key, candidate.found as u8)) {
-            group.push(candidate.clone());
-        } else if candidate.position.is_some()
-            && let Some(kept) = group
-                .iter_mut()
-                .find(|kept| kept.key == candidate.key && kept.found == candidate.found)
-        {
-            kept.position = kept.position.max(candidate.position);
+        let id = (candidate.relation, &candidate.key, candidate.found as u8);
+        match places.entry(id) {
+            Entry::Vacant(place) => {
+                place.insert(group.len());
+                group.push(candidate.clone());
+            }
+            Entry::Occupied(place) => {
+                let kept = &mut group[*place.get()];
+                kept.position = kept.position.max(candidate.position);
+                if candidate.cause == Cause::Event {
+                    kept.cause = Cause::Event;
+                }
+                if kept.removed.is_none() {
+                    kept.removed.clone_from(&candidate.removed);
+                }
+            }
         }
     }
     groups
@@ -82,4 +94,51 @@ fn count(name: &'static str, relations: &[Relation], claimed: &[Arc<Claimed>]) {
 /// The relation's name, for metrics.
 pub(crate) fn relation_name(relations: &[Relation], id: RelationId) -> String {
     relations.get(usize::from(id.0)).map_or_else(|| id.0.to_string(), |it| it.name.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use tombstream_model::{Candidate, Cause, Found, Generation, Key, Lsn, Position, RelationId};
+
+    use super::by_relation;
+
+    fn candidate(relation: u16, key: &str, found: Found) -> Candidate {
+        Candidate {
+            relation: RelationId(relation),
+            key: Key::from_postgres([key.to_owned()]),
+            position: None,
+            cause: Cause::Sweep,
+            found,
+            removed: None,
+        }
+    }
+
+    fn told(swept: &Candidate, lsn: u64, row: Option<&str>) -> Candidate {
+        Candidate {
+            position: Some(Position { generation: Generation(1), lsn: Lsn(lsn), order: 0 }),
+            cause: Cause::Event,
+            removed: row.map(|value| [Some(value.into())].into()),
+            ..swept.clone()
+        }
+    }
+
+    #[test]
+    fn what_an_event_told_is_kept_whoever_came_first() {
+        let flagged = candidate(0, "1", Found::Flagged);
+        let removed = candidate(0, "1", Found::Removed);
+        let events = [told(&flagged, 7, None), told(&removed, 9, Some("a"))];
+        let swept = [flagged, removed];
+        for batch in [[&swept[..], &events[..]].concat(), [&events[..], &swept[..]].concat()] {
+            assert_eq!(by_relation(&batch)[&RelationId(0)], events);
+        }
+    }
+
+    #[test]
+    fn a_key_is_asked_for_once_by_its_newest_position_and_relations_apart() {
+        let (one, other) = (candidate(0, "1", Found::Flagged), candidate(1, "1", Found::Flagged));
+        let batch = [told(&one, 9, None), other.clone(), told(&one, 7, None), other.clone()];
+        let groups = by_relation(&batch);
+        assert_eq!(groups[&RelationId(0)], [told(&one, 9, None)]);
+        assert_eq!(groups[&RelationId(1)], [other]);
+    }
 }

@@ -25,6 +25,15 @@ pub enum Age {
     GraceOver,
 }
 
+/// What the relation's breaker says of a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Budget {
+    /// There is room.
+    Left,
+    /// There is none: what spends is kept back.
+    Spent,
+}
+
 /// What becomes of a request to one store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fate {
@@ -52,13 +61,15 @@ pub enum Step {
     /// Another hand removes the row.
     Delete,
     /// A worker is told that the row is flagged: an event, a duplicate, a replay, the sweep.
-    Flagged(u8, Age),
+    Flagged(u8, Age, Budget),
     /// A worker is told of one of the row's removals, ours or another's, counted from the newest.
-    Removed(u8, Age, u8),
+    Removed(u8, Age, u8, Budget),
     /// A person holds the row.
     Hold,
     /// … and lets it go.
     Release,
+    /// An operator lets what the breaker kept back go on.
+    Approve,
     /// A worker asks the stores what its oldest job is about.
     Destroy(u8, [Fate; STORES]),
     /// A worker writes what it has of its oldest job: finalizes, or owes.
@@ -102,6 +113,10 @@ pub struct Deletion {
     pub hidden: bool,
     /// It is of a row that another hand removed.
     pub removed: bool,
+    /// The breaker kept it back.
+    pub kept_back: bool,
+    /// … and an operator let it go on.
+    pub approved: bool,
     flag: u32,
     token: u32,
     lease: Lease,
@@ -163,6 +178,18 @@ pub struct Key {
     tokens: u32,
 }
 
+impl Deletion {
+    /// It waits for an operator.
+    pub fn is_kept_back(&self) -> bool {
+        self.kept_back && !self.approved
+    }
+
+    /// Its claim, or its hide, counts for the breaker: once a deletion.
+    fn spends(&self) -> bool {
+        !self.approved && !self.hidden
+    }
+}
+
 impl Key {
     fn open(&mut self) -> Option<&mut Deletion> {
         self.deletions.iter_mut().find(|deletion| deletion.state.is_open())
@@ -174,6 +201,8 @@ impl Key {
             claimed: false,
             hidden: false,
             removed: false,
+            kept_back: false,
+            approved: false,
             flag,
             token: 0,
             lease: Lease::None,
@@ -203,10 +232,15 @@ impl Key {
                     self.removals.push(false);
                 }
             }
-            Step::Flagged(worker, age) => effect.claimed = self.flagged(worker, age),
-            Step::Removed(worker, age, back) => effect.claimed = self.removed(worker, age, back),
+            Step::Flagged(worker, age, budget) => {
+                effect.claimed = self.flagged(worker, age, budget);
+            }
+            Step::Removed(worker, age, back, budget) => {
+                effect.claimed = self.removed(worker, age, back, budget);
+            }
             Step::Hold => self.held |= self.row.is_some(),
             Step::Release => self.held = false,
+            Step::Approve => self.approve(),
             Step::Destroy(worker, fates) => self.destroy(worker, fates),
             Step::Settle(worker) => effect.settled = self.settle(worker),
             Step::LeaseOver => self.lease_over(),
@@ -321,10 +355,19 @@ impl Key {
         true
     }
 
-    fn flagged(&mut self, worker: u8, age: Age) -> bool {
+    fn approve(&mut self) {
+        if let Some(open) = self.open()
+            && matches!(open.state, State::Pending | State::Hidden)
+        {
+            open.approved |= open.kept_back;
+        }
+    }
+
+    fn flagged(&mut self, worker: u8, age: Age, budget: Budget) -> bool {
         let (Some(flag), held) = (self.flag(), self.held) else { return false };
         let mut is_anew = false;
         let mut hidden = false;
+        let (mut waits, mut spends) = (false, true);
         if let Some(open) = self.open() {
             if open.state == State::Claimed {
                 return false;
@@ -336,6 +379,7 @@ impl Key {
                 return false;
             } else {
                 hidden = open.hidden;
+                (waits, spends) = (open.is_kept_back(), open.spends());
             }
         }
         let state = match age {
@@ -345,10 +389,17 @@ impl Key {
             Age::HideOver => State::Hidden,
             Age::GraceOver => State::Claimed,
         };
-        if state == State::Pending {
-            // The table remembers what waits, unless it is held or something else was waiting here.
-            if (held || is_anew) && self.open().is_none() {
+        let is_kept_back =
+            state != State::Pending && !waits && spends && budget == Budget::Spent;
+        if state == State::Pending || waits || is_kept_back {
+            // The table remembers what waits, unless it is held, kept back, or something else was waiting here.
+            if (held || is_anew || is_kept_back) && self.open().is_none() {
                 self.begin(State::Pending, flag);
+            }
+            if is_kept_back {
+                let open = self.open().expect("begun above");
+                open.kept_back = true;
+                open.flag = flag;
             }
             return false;
         }
@@ -365,7 +416,7 @@ impl Key {
         true
     }
 
-    fn removed(&mut self, worker: u8, age: Age, back: u8) -> bool {
+    fn removed(&mut self, worker: u8, age: Age, back: u8, budget: Budget) -> bool {
         let held = self.held;
         let Some(at) = self.removals.len().checked_sub(usize::from(back) + 1) else {
             return false;
@@ -386,11 +437,15 @@ impl Key {
         let is_there = self.row.is_some();
         let Some(open) = self.open() else { return false };
         let waits = matches!(open.state, State::Pending | State::Hidden) && open.removed;
-        if !waits || age != Age::GraceOver || held {
+        if !waits || age != Age::GraceOver || held || open.is_kept_back() {
             return false;
         }
         if is_there {
             open.state = State::Superseded;
+            return false;
+        }
+        if open.spends() && budget == Budget::Spent {
+            open.kept_back = true;
             return false;
         }
         open.state = State::Claimed;

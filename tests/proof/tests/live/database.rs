@@ -1,4 +1,5 @@
-//! A database of its own, with the ledger, one relation, and a ledger for each age of a flag.
+//! A database of its own, with the ledger, one relation, and a ledger for each age of a flag, with and without room in
+//! the breaker.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,20 +11,26 @@ use tombstream_connectors::postgres::{
     LedgerConfig, LedgerStore, PgLedger, connect, install_relation, migrate,
 };
 use tombstream_model::{
-    AddressTemplate, Flag, FlagKind, KeyColumn, KeyKind, OnHardDelete, Relation, StoreId,
+    AddressTemplate, BreakerLimits, Flag, FlagKind, KeyColumn, KeyKind, OnHardDelete, Relation, StoreId,
     TargetTemplate, Template,
 };
-use tombstream_proof::reference::Age;
+use tombstream_proof::reference::{Age, Budget};
 
 const LONG: Duration = Duration::from_secs(3_600);
 
 pub(crate) struct Database {
     pub(crate) pool: PgPool,
+    left: Ages,
+    spent: Ages,
+    name: String,
+    admin: PgPool,
+}
+
+/// A ledger for each age of a flag.
+struct Ages {
     young: PgLedger,
     hide_over: PgLedger,
     grace_over: PgLedger,
-    name: String,
-    admin: PgPool,
 }
 
 impl Database {
@@ -47,22 +54,41 @@ impl Database {
             pool.execute(sql).await.unwrap();
         }
         install_relation(&pool, &documents(Duration::ZERO, None)).await.unwrap();
-        let ledger = |grace, hide| ledger(&pool, documents(grace, hide));
+        let ages = |breaker: Option<BreakerLimits>| {
+            let ledger = |grace, hide| {
+                let relation = Relation { breaker: breaker.clone(), ..documents(grace, hide) };
+                ledger(&pool, relation)
+            };
+            Ages {
+                young: ledger(2 * LONG, Some(LONG)),
+                hide_over: ledger(2 * LONG, Some(Duration::ZERO)),
+                grace_over: ledger(Duration::ZERO, None),
+            }
+        };
         Self {
-            young: ledger(2 * LONG, Some(LONG)),
-            hide_over: ledger(2 * LONG, Some(Duration::ZERO)),
-            grace_over: ledger(Duration::ZERO, None),
+            left: ages(None),
+            // It grants nothing, and so is tripped by the first that asks.
+            spent: ages(Some(BreakerLimits {
+                claims_max: Some(0),
+                window: LONG,
+                share_max: None,
+                rate_max: None,
+            })),
             pool: pool.clone(),
             name,
             admin,
         }
     }
 
-    pub(crate) fn ledger(&self, age: Age) -> &PgLedger {
+    pub(crate) fn ledger(&self, age: Age, budget: Budget) -> &PgLedger {
+        let ages = match budget {
+            Budget::Left => &self.left,
+            Budget::Spent => &self.spent,
+        };
         match age {
-            Age::Young => &self.young,
-            Age::HideOver => &self.hide_over,
-            Age::GraceOver => &self.grace_over,
+            Age::Young => &ages.young,
+            Age::HideOver => &ages.hide_over,
+            Age::GraceOver => &ages.grace_over,
         }
     }
 

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use tombstream_proof::reference::{Age, Fate, Step, Value};
+use tombstream_proof::reference::{Age, Budget, Fate, Step, Value};
 
 /// Draws histories, the same ones for each seed.
 pub(crate) fn histories(seed: u64) -> impl FnMut() -> Vec<Step> {
@@ -28,17 +28,20 @@ fn step() -> impl Strategy<Value = Step> {
             1 => Just(Fate::Refused),
         ]
     };
+    let budget = || prop_oneof![5 => Just(Budget::Left), 1 => Just(Budget::Spent)];
     let worker = || prop_oneof![3 => Just(0_u8), 1 => Just(1_u8)];
     prop_oneof![
         6 => proptest::option::weighted(0.6, value()).prop_map(Step::Insert),
         4 => value().prop_map(Step::Flag),
         4 => Just(Step::Restore),
         2 => Just(Step::Delete),
-        9 => (worker(), age()).prop_map(|(worker, age)| Step::Flagged(worker, age)),
-        4 => (worker(), age(), 0_u8..3)
-            .prop_map(|(worker, age, back)| Step::Removed(worker, age, back)),
+        9 => (worker(), age(), budget())
+            .prop_map(|(worker, age, budget)| Step::Flagged(worker, age, budget)),
+        4 => (worker(), age(), 0_u8..3, budget())
+            .prop_map(|(worker, age, back, budget)| Step::Removed(worker, age, back, budget)),
         1 => Just(Step::Hold),
         1 => Just(Step::Release),
+        2 => Just(Step::Approve),
         9 => (worker(), [fate(), fate()]).prop_map(|(worker, fates)| Step::Destroy(worker, fates)),
         8 => worker().prop_map(Step::Settle),
         3 => Just(Step::LeaseOver),

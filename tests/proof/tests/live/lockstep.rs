@@ -11,7 +11,7 @@ use tombstream_model::{
     Candidate, Cause, Claimed, DeletionId, Ending, Found, Generation, Key, Ledger, Lsn, Outcome,
     Position, RelationId, Settled, State, Verdict,
 };
-use tombstream_proof::reference::{self, Age, Step, Value};
+use tombstream_proof::reference::{self, Age, Budget, Step, Value};
 
 use crate::database::Database;
 
@@ -55,7 +55,8 @@ pub(crate) struct Lockstep<'a> {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Seen {
     row: Option<bool>,
-    deletions: Vec<(String, bool)>,
+    /// Where each is, whether it was claimed, and whether the breaker keeps it back.
+    deletions: Vec<(String, bool, bool)>,
     receipts: i64,
     closed: i64,
     rehydrates: i64,
@@ -150,6 +151,12 @@ impl<'a> Lockstep<'a> {
                      where key = array[$1::text] and released_at is null";
                 self.apply(at, places, Some(sql)).await
             }
+            Step::Approve => {
+                let sql = "update tombstream.deletion set approved_at = clock_timestamp() \
+                     where relation = 'documents' and key = array[$1::text] and kept_back_at is not null \
+                         and approved_at is null and state in ('pending', 'hidden')";
+                self.apply(at, places, Some(sql)).await
+            }
             Step::LeaseOver => {
                 let sql = "update tombstream.deletion set lease_until = clock_timestamp() - interval '1 s' \
                      where relation = 'documents' and key = array[$1::text] \
@@ -165,20 +172,20 @@ impl<'a> Lockstep<'a> {
                 }
                 self.apply(at, places, None).await
             }
-            Step::Flagged(_, age) => {
+            Step::Flagged(_, age, budget) => {
                 let candidates: Vec<Candidate> =
                     places.iter().map(|place| candidate(&self.runs[*place].key, None)).collect();
-                let claimed = self.claim(age, &candidates).await;
+                let claimed = self.claim(age, budget, &candidates).await;
                 self.claimed(at, places, claimed)
             }
-            Step::Removed(_, age, back) => {
+            Step::Removed(_, age, back, budget) => {
                 let told = |place: &usize| {
                     let run = &self.runs[*place];
                     let at = run.removals.len().checked_sub(usize::from(back) + 1)?;
                     Some(candidate(&run.key, Some(run.removals[at])))
                 };
                 let candidates: Vec<Candidate> = places.iter().filter_map(told).collect();
-                let claimed = self.claim(age, &candidates).await;
+                let claimed = self.claim(age, budget, &candidates).await;
                 self.claimed(at, places, claimed)
             }
             Step::Resume(_) => {
@@ -227,10 +234,10 @@ impl<'a> Lockstep<'a> {
         Ok(())
     }
 
-    async fn claim(&self, age: Age, candidates: &[Candidate]) -> Vec<Claimed> {
+    async fn claim(&self, age: Age, budget: Budget, candidates: &[Candidate]) -> Vec<Claimed> {
         let mut claimed = Vec::new();
         for batch in candidates.chunks(BATCH) {
-            claimed.extend(self.database.ledger(age).claim(DOCUMENTS, batch).await.unwrap());
+            claimed.extend(self.database.ledger(age, budget).claim(DOCUMENTS, batch).await.unwrap());
         }
         claimed
     }
@@ -251,7 +258,7 @@ impl<'a> Lockstep<'a> {
         let ids: Vec<DeletionId> = ids.into_iter().map(DeletionId).collect();
         let mut claimed = Vec::new();
         for batch in ids.chunks(BATCH) {
-            claimed.extend(self.database.ledger(Age::GraceOver).resume(batch).await.unwrap());
+            claimed.extend(self.database.ledger(Age::GraceOver, Budget::Left).resume(batch).await.unwrap());
         }
         claimed
     }
@@ -317,7 +324,7 @@ impl<'a> Lockstep<'a> {
                 false => owed.push(settled),
             }
         }
-        let ledger = self.database.ledger(Age::GraceOver);
+        let ledger = self.database.ledger(Age::GraceOver, Budget::Left);
         for batch in owed.chunks(BATCH) {
             ledger.owe(batch).await.unwrap();
         }
@@ -369,7 +376,7 @@ impl<'a> Lockstep<'a> {
                     .model
                     .deletions
                     .iter()
-                    .map(|it| (State::as_str(it.state).to_owned(), it.claimed))
+                    .map(|it| (State::as_str(it.state).to_owned(), it.claimed, it.is_kept_back()))
                     .collect(),
                 receipts: run.model.receipts as i64,
                 closed: run.model.closed.len() as i64,
@@ -395,13 +402,14 @@ impl<'a> Lockstep<'a> {
             seen.entry(row.get(0)).or_default().row = Some(row.get(1));
         }
         for row in sqlx::query(
-            "select key[1], state, claimed_at is not null from tombstream.deletion order by id",
+            "select key[1], state, claimed_at is not null, kept_back_at is not null and approved_at is null \
+             from tombstream.deletion order by id",
         )
         .fetch_all(pool)
         .await
         .unwrap()
         {
-            seen.entry(row.get(0)).or_default().deletions.push((row.get(1), row.get(2)));
+            seen.entry(row.get(0)).or_default().deletions.push((row.get(1), row.get(2), row.get(3)));
         }
         for row in sqlx::query("select key[1], count(*) from tombstream.receipt group by 1")
             .fetch_all(pool)
@@ -437,8 +445,8 @@ fn kind(step: Step) -> Step {
         Step::Destroy(..) => Step::Destroy(0, [reference::Fate::Done; reference::STORES]),
         Step::Settle(_) => Step::Settle(0),
         Step::Resume(_) => Step::Resume(0),
-        Step::Flagged(_, age) => Step::Flagged(0, age),
-        Step::Removed(_, age, back) => Step::Removed(0, age, back),
+        Step::Flagged(_, age, budget) => Step::Flagged(0, age, budget),
+        Step::Removed(_, age, back, budget) => Step::Removed(0, age, back, budget),
         other => other,
     }
 }
