@@ -456,7 +456,8 @@ async fn what_is_mended_while_the_breaker_keeps_it_back_goes_on_when_it_is_appro
     named("safe").await;
     assert!(free.claim(DOCUMENTS, &keys).await.unwrap().is_empty(), "it waits for a person");
     assert_eq!(database.count(is_kept).await, 1);
-    let approve = "update tombstream.deletion set approved_at = now() where kept_back_at is not null";
+    let approve =
+        "update tombstream.deletion set approved_at = now() where kept_back_at is not null";
     database.pool.execute(approve).await.unwrap();
     assert_eq!(spent.claim(DOCUMENTS, &keys).await.unwrap().len(), 1);
     database.drop_database().await;

@@ -389,8 +389,7 @@ impl Key {
             Age::HideOver => State::Hidden,
             Age::GraceOver => State::Claimed,
         };
-        let is_kept_back =
-            state != State::Pending && !waits && spends && budget == Budget::Spent;
+        let is_kept_back = state != State::Pending && !waits && spends && budget == Budget::Spent;
         if state == State::Pending || waits || is_kept_back {
             // The table remembers what waits, unless it is held, kept back, or something else was waiting here.
             if (held || is_anew || is_kept_back) && self.open().is_none() {

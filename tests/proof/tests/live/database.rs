@@ -11,8 +11,8 @@ use tombstream_connectors::postgres::{
     LedgerConfig, LedgerStore, PgLedger, connect, install_relation, migrate,
 };
 use tombstream_model::{
-    AddressTemplate, BreakerLimits, Flag, FlagKind, KeyColumn, KeyKind, OnHardDelete, Relation, StoreId,
-    TargetTemplate, Template,
+    AddressTemplate, BreakerLimits, Flag, FlagKind, KeyColumn, KeyKind, OnHardDelete, Relation,
+    StoreId, TargetTemplate, Template,
 };
 use tombstream_proof::reference::{Age, Budget};
 

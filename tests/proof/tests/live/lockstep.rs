@@ -237,7 +237,8 @@ impl<'a> Lockstep<'a> {
     async fn claim(&self, age: Age, budget: Budget, candidates: &[Candidate]) -> Vec<Claimed> {
         let mut claimed = Vec::new();
         for batch in candidates.chunks(BATCH) {
-            claimed.extend(self.database.ledger(age, budget).claim(DOCUMENTS, batch).await.unwrap());
+            claimed
+                .extend(self.database.ledger(age, budget).claim(DOCUMENTS, batch).await.unwrap());
         }
         claimed
     }
@@ -258,7 +259,9 @@ impl<'a> Lockstep<'a> {
         let ids: Vec<DeletionId> = ids.into_iter().map(DeletionId).collect();
         let mut claimed = Vec::new();
         for batch in ids.chunks(BATCH) {
-            claimed.extend(self.database.ledger(Age::GraceOver, Budget::Left).resume(batch).await.unwrap());
+            claimed.extend(
+                self.database.ledger(Age::GraceOver, Budget::Left).resume(batch).await.unwrap(),
+            );
         }
         claimed
     }
