@@ -21,6 +21,8 @@ use super::table::{BY_KEY, OPEN_STATES, Table, interval, is_held, literal};
 /// sight counts, too, where that is later.
 /// Nothing is added to a flag: its sum may be out of range.
 ///
+/// While a hide is under way nothing is claimed ([`is_hiding`]).
+///
 /// What is erased again (`re_erase/`) spends nothing of the breaker's budget: it was claimed within it once.
 ///
 /// The keys are `materialized`: inlined, each would be parsed again for every open deletion that it is compared with, and
@@ -57,7 +59,8 @@ pub(super) fn decide_sql(relation: &Relation) -> String {
                      case when not vouched.vouched or c.flag_at is null then now() end), \
                      case when d.outlived and d.removed is null then d.first_seen end) as since \
              from c cross join vouched left join lateral ( \
-                 select d.id, d.first_seen, d.state = 'claimed' as taken, d.state = 'parked' as parked, \
+                 select d.id, d.first_seen, d.state = 'claimed' or {is_hiding} as taken, \
+                     d.state = 'parked' as parked, \
                      d.kept_back_at, d.approved_at, \
                      {again} as again, \
                      d.hidden_at, d.waived, d.removed, d.removed is not null or d.state = 'parked' \
@@ -133,6 +136,7 @@ pub(super) fn decide_sql(relation: &Relation) -> String {
                      or d.reason is distinct from excluded.reason) \
          returning {returned}, {KEPT_BACK}, d.attempts",
         held = is_held(&name, "c.key"),
+        is_hiding = is_hiding("d"),
         flag = table.flag_value("c.flag"),
         claimed_flag = table.flag_value("d.flag"),
         again = is_again("d"),
@@ -149,6 +153,17 @@ pub(super) fn decide_sql(relation: &Relation) -> String {
              and coalesce(d.kept_back_at, excluded.kept_back_at) is not null)",
         returned = ClaimedRow::RETURNED,
         budget = budget_sql(relation, "select count(*) as asked from asked where spends"),
+    )
+}
+
+/// Whether somebody hides a deletion's copies now, and may still do so.
+///
+/// Invariant (S1, S5): its request may arrive as late as its lease ends. Claimed and finalized meanwhile by another, the
+/// key could have a new row by then, whose copies that request would destroy;
+/// `a_hide_that_is_under_way_is_over_before_its_deletion_is_claimed`.
+pub(super) fn is_hiding(alias: &str) -> String {
+    format!(
+        "({alias}.state = 'hidden' and coalesce({alias}.lease_until > clock_timestamp(), false))"
     )
 }
 

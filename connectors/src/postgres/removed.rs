@@ -19,7 +19,7 @@ use tombstream_model::{
 
 use super::arrival::bucket;
 use super::claim::{Refusal, keys_json};
-use super::decide::{KEPT_BACK, budget_sql};
+use super::decide::{KEPT_BACK, budget_sql, is_hiding};
 use super::guard::is_guarded;
 use super::ledger::{ClaimedRow, PgLedger, Prepared, TargetEntry, waived_stores};
 use super::pool::ledger_error;
@@ -108,11 +108,11 @@ fn vanished_sql(relation: &Relation) -> String {
          gone as (select key from looked where there is null and not {ours}), \
          waited as ( \
              select d.id, looked.there is not null as restored \
-             from looked cross join lateral (select d.id from tombstream.deletion d \
+             from looked cross join lateral (select d.id, {is_hiding} as hiding from tombstream.deletion d \
                  where d.relation = {name} and d.key = looked.key and d.state in {OPEN_STATES} \
                      and d.state <> 'claimed' and d.claimed_at is null and d.removed is null \
                  for update skip locked) d \
-             where looked.there is null or looked.alive \
+             where looked.there is null and not d.hiding or looked.alive \
          ), \
          closed as ( \
              update tombstream.deletion d set state = 'cancelled', closed_at = clock_timestamp(), \
@@ -128,6 +128,7 @@ fn vanished_sql(relation: &Relation) -> String {
          ) \
          select key from gone",
         keys = table.unnest_keys_with(1, "hashed"),
+        is_hiding = is_hiding("d"),
         table = table.name(),
         is_set = table.is_set("t"),
         matches = table.matches_keys("t"),
@@ -206,9 +207,10 @@ fn due_sql(relation: &Relation) -> String {
                  where d.relation = {name} and d.key = i.key and d.state in {OPEN_STATES} {BY_KEY}) d \
          where d.removed is not null and d.state in ('pending', 'hidden') \
              and {due} and (d.kept_back_at is null or d.approved_at is not null) \
-             and not {held} \
+             and not {held} and not {is_hiding} \
              and not exists (select from tombstream.pause p where p.relation = {name})",
         guarded = keeps_keys(relation),
+        is_hiding = is_hiding("d"),
         again = is_again("d"),
         due = is_due(relation),
         held = is_held(&name, "d.key"),

@@ -22,4 +22,5 @@ mod statistics;
 mod support;
 mod sweep;
 mod tidy;
+mod under_way;
 mod waiting;

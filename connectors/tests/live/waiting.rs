@@ -20,7 +20,7 @@ use crate::support::{DOCUMENTS, Database, all, candidates, documents, settled};
 const MONTH: Duration = Duration::from_secs(30 * 86_400);
 
 /// Hidden in the index at once, claimed after a month.
-fn hiding() -> Relation {
+pub(crate) fn hiding() -> Relation {
     let mut relation = Relation { grace: MONTH, hide: Some(Duration::ZERO), ..documents() };
     relation.targets[1].is_hidden_first = true;
     relation
@@ -37,7 +37,7 @@ const NO_LIMIT: BreakerLimits = BreakerLimits {
     rate_max: None,
 };
 
-async fn flag(database: &Database, keys: &[Key]) {
+pub(crate) async fn flag(database: &Database, keys: &[Key]) {
     let ids: Vec<&str> = keys.iter().map(|key| key.columns().next().unwrap()).collect();
     sqlx::query(
         "update documents set deleted_at = clock_timestamp() where id = any($1::text[]::uuid[])",
@@ -57,7 +57,7 @@ async fn restore(database: &Database, key: &Key) {
 }
 
 /// The month is over: flags, first sights, and nothing else.
-async fn a_month_later(database: &Database) {
+pub(crate) async fn a_month_later(database: &Database) {
     database.pool.execute("alter table documents disable trigger user").await.unwrap();
     for sql in [
         "update documents set deleted_at = deleted_at - interval '31 days'",
@@ -69,14 +69,14 @@ async fn a_month_later(database: &Database) {
     install_relation(&database.pool, &documents()).await.unwrap();
 }
 
-async fn states(database: &Database) -> Vec<String> {
+pub(crate) async fn states(database: &Database) -> Vec<String> {
     sqlx::query_scalar("select state from tombstream.deletion order by id")
         .fetch_all(&database.pool)
         .await
         .unwrap()
 }
 
-fn removed(keys: &[Key]) -> Vec<Candidate> {
+pub(crate) fn removed(keys: &[Key]) -> Vec<Candidate> {
     let mut candidates = candidates(keys);
     for candidate in &mut candidates {
         let id = candidate.key.columns().next().map(Box::from);
@@ -549,7 +549,7 @@ async fn with_destroying() -> Database {
     database
 }
 
-async fn delete(database: &Database, keys: &[Key]) {
+pub(crate) async fn delete(database: &Database, keys: &[Key]) {
     for key in keys {
         sqlx::query("delete from documents where id = $1::uuid")
             .bind(key.columns().next())
@@ -559,7 +559,7 @@ async fn delete(database: &Database, keys: &[Key]) {
     }
 }
 
-async fn insert(database: &Database, key: &Key) -> Result<(), sqlx::Error> {
+pub(crate) async fn insert(database: &Database, key: &Key) -> Result<(), sqlx::Error> {
     sqlx::query("insert into documents values ($1::uuid, 'again', now(), null)")
         .bind(key.columns().next())
         .execute(&database.pool)

@@ -184,6 +184,11 @@ impl Deletion {
         self.kept_back && !self.approved
     }
 
+    /// A hide is under way, whose requests may arrive as late as its lease ends.
+    fn is_hiding(&self) -> bool {
+        self.state == State::Hidden && self.lease == Lease::Held
+    }
+
     /// Its claim, or its hide, counts for the breaker: once a deletion.
     fn spends(&self) -> bool {
         !self.approved && !self.hidden
@@ -369,7 +374,7 @@ impl Key {
         let mut hidden = false;
         let (mut waits, mut spends) = (false, true);
         if let Some(open) = self.open() {
-            if open.state == State::Claimed {
+            if open.state == State::Claimed || open.is_hiding() {
                 return false;
             }
             is_anew = open.removed || open.state == State::Parked && open.flag != flag;
@@ -436,7 +441,7 @@ impl Key {
         let is_there = self.row.is_some();
         let Some(open) = self.open() else { return false };
         let waits = matches!(open.state, State::Pending | State::Hidden) && open.removed;
-        if !waits || age != Age::GraceOver || held || open.is_kept_back() {
+        if !waits || age != Age::GraceOver || held || open.is_kept_back() || open.is_hiding() {
             return false;
         }
         if is_there {
