@@ -79,8 +79,15 @@ pub(super) async fn seen(
 }
 
 /// One round trip, behind a pooler too.
+///
+/// A source's wait is given up with each commit of its positions, some fifty times a second; the pool closes a connection
+/// whose statement is given up, and the next one costs more than all that it is asked for. So the statement has a task of
+/// its own, which is carried through; `a_wait_that_is_given_up_costs_no_connection`.
 async fn current(pool: &PgPool) -> Result<Snapshot, sqlx::Error> {
-    let row = pool.fetch_one(sqlx::raw_sql("select pg_current_snapshot()::text")).await?;
+    let pool = pool.clone();
+    let sql = "select pg_current_snapshot()::text";
+    let asked = tokio::spawn(async move { pool.fetch_one(sqlx::raw_sql(sql)).await });
+    let row = asked.await.map_err(|_| sqlx::Error::WorkerCrashed)??;
     let text: String = row.try_get(0)?;
     Snapshot::read(&text).ok_or_else(|| sqlx::Error::Decode(format!("a snapshot: {text}").into()))
 }
