@@ -44,6 +44,9 @@ pub(crate) struct Options {
     /// How often each part is timed alone
     #[arg(long, default_value_t = 500)]
     alone: usize,
+    /// `linger` of every stage, in milliseconds [default: the product's]
+    #[arg(long)]
+    linger: Option<u64>,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
@@ -108,6 +111,12 @@ impl Run {
         Ok([Arc::new(S3Sink::new(s3)?), Arc::new(ElasticsearchSink::new(search)?)])
     }
 
+    fn lingering(&self, mut config: StoreConfig) -> StoreConfig {
+        let linger = &mut config.stage.linger;
+        *linger = self.options.linger.map_or(*linger, Duration::from_millis);
+        config
+    }
+
     async fn measure(&self) -> Result<()> {
         let pool = &self.scene.pool;
         execute(pool, "create publication bench for table documents").await?;
@@ -126,11 +135,15 @@ impl Run {
             id: StoreId(at as u16),
             name: name.into(),
             sink,
-            config: StoreConfig { verify: verify[at], ..StoreConfig::default() },
+            config: self.lingering(StoreConfig { verify: verify[at], ..StoreConfig::default() }),
         });
+        let mut config = Config::default();
+        for stage in [&mut config.claim, &mut config.finalize] {
+            stage.linger = self.options.linger.map_or(stage.linger, Duration::from_millis);
+        }
         let relations: Arc<[_]> = Arc::from([self.relation.clone()]);
         let pipeline = Pipeline {
-            config: Config::default(),
+            config,
             relations: Arc::clone(&relations),
             ledger: Arc::clone(&ledger),
             stores: stores.collect(),
