@@ -82,7 +82,8 @@ async fn a_removal_that_comes_back_costs_its_own_receipt() {
     let database = Database::with_documents(true).await;
     let keys = database.insert(3_000, true).await;
     finish(&database, &keys, 500).await;
-    let told = "select key, removed_lsn::text from tombstream.receipt order by deletion_id limit 400";
+    let told =
+        "select key, removed_lsn::text from tombstream.receipt order by deletion_id limit 400";
     let told: Vec<(Vec<String>, String)> =
         sqlx::query_as(told).fetch_all(&database.pool).await.unwrap();
     let removed = |(key, lsn): &(Vec<String>, String)| {

@@ -117,18 +117,27 @@ impl OwnServer {
     }
 
     pub(crate) fn start(&mut self) {
-        let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
-        let mut command = self.command("postgres");
-        command.arg("-D").arg(self.data()).stderr(log).stdout(Stdio::null());
-        self.process = Some(command.spawn().unwrap());
         let begun = Instant::now();
+        self.spawn();
         while !((self.log().contains("ready to accept connections")
             || self.log().contains("ready to accept read-only connections"))
             && TcpStream::connect(("127.0.0.1", self.port)).is_ok())
         {
             assert!(begun.elapsed() < Duration::from_secs(60), "{}", self.log());
             std::thread::sleep(Duration::from_millis(50));
+            // Processes of a server that was killed may still be ending: it refuses to start beside them.
+            let ended = self.process.as_mut().is_some_and(|it| it.try_wait().unwrap().is_some());
+            if ended && self.log().contains("pre-existing shared memory block") {
+                self.spawn();
+            }
         }
+    }
+
+    fn spawn(&mut self) {
+        let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
+        let mut command = self.command("postgres");
+        command.arg("-D").arg(self.data()).stderr(log).stdout(Stdio::null());
+        self.process = Some(command.spawn().unwrap());
     }
 
     /// `kill -9` of the whole server.
