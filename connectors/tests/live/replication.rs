@@ -591,44 +591,6 @@ async fn a_commit_that_nobody_sees_yet_is_not_handed_on_and_holds_up_others_for_
     scene.end().await;
 }
 
-/// A commit of positions gives up what the source waits for, many times a second. The pool closes a connection whose
-/// statement is given up.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_wait_that_is_given_up_costs_no_connection() {
-    let server =
-        OwnServer::new("synchronous_standby_names = 'nobody'\nsynchronous_commit = local").await;
-    let scene = Scene::on_server(&server).await;
-    let mut source = scene.source();
-    begin(&scene, &mut source).await;
-    let sessions = async || -> i64 {
-        // What was counted last is told within a second.
-        sleep(Duration::from_millis(1_500)).await;
-        let sql = "select sessions from pg_stat_database where datname = current_database()";
-        sqlx::query_scalar(sql).fetch_one(&scene.database.pool).await.unwrap()
-    };
-    let before = sessions().await;
-    let commit = scene.sql(
-        "begin; set local synchronous_commit = on; \
-         insert into documents values (gen_random_uuid(), 'seen', null, now()); commit",
-    );
-    let given_up = async {
-        for _ in 0..200 {
-            if let Ok(early) = timeout(Duration::from_millis(3), source.next()).await {
-                assert_eq!(early.unwrap().records.len(), 0, "handed on while nobody saw it");
-            }
-        }
-        scene
-            .sql("select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'")
-            .await;
-    };
-    tokio::join!(commit, given_up);
-    assert_eq!(names(&mut source, 1).await, ["seen"], "nothing is lost either");
-    let opened = sessions().await - before;
-    assert!(opened < 50, "{opened} connections were opened meanwhile");
-    source.close().await;
-    scene.end().await;
-}
-
 fn chain(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {}", chain(source)),

@@ -82,7 +82,7 @@ pub(super) async fn seen(
 ///
 /// A source's wait is given up with each commit of its positions, some fifty times a second; the pool closes a connection
 /// whose statement is given up, and the next one costs more than all that it is asked for. So the statement has a task of
-/// its own, which is carried through; `a_wait_that_is_given_up_costs_no_connection`.
+/// its own, which is carried through.
 async fn current(pool: &PgPool) -> Result<Snapshot, sqlx::Error> {
     let pool = pool.clone();
     let sql = "select pg_current_snapshot()::text";
