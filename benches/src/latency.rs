@@ -44,7 +44,7 @@ pub(crate) struct Options {
     /// How often each part is timed alone
     #[arg(long, default_value_t = 500)]
     alone: usize,
-    /// `linger` of every stage, in milliseconds [default: the product's]
+    /// `linger` of claims, stores and finalizing, in milliseconds [default: the product's]
     #[arg(long)]
     linger: Option<u64>,
     /// Print one line of JSON
@@ -111,10 +111,8 @@ impl Run {
         Ok([Arc::new(S3Sink::new(s3)?), Arc::new(ElasticsearchSink::new(search)?)])
     }
 
-    fn lingering(&self, mut config: StoreConfig) -> StoreConfig {
-        let linger = &mut config.stage.linger;
+    fn set_linger(&self, linger: &mut Duration) {
         *linger = self.options.linger.map_or(*linger, Duration::from_millis);
-        config
     }
 
     async fn measure(&self) -> Result<()> {
@@ -131,16 +129,14 @@ impl Run {
         let ledger = Arc::new(self.scene.ledger(&self.relation, &["originals", "search"]));
         let stores = self.sinks()?.into_iter().zip(["originals", "search"]).enumerate();
         let verify = [Verify::Sample { one_in: 100 }, Verify::ReadBack];
-        let stores = stores.map(|(at, (sink, name))| Store {
-            id: StoreId(at as u16),
-            name: name.into(),
-            sink,
-            config: self.lingering(StoreConfig { verify: verify[at], ..StoreConfig::default() }),
+        let stores = stores.map(|(at, (sink, name))| {
+            let mut config = StoreConfig { verify: verify[at], ..StoreConfig::default() };
+            self.set_linger(&mut config.stage.linger);
+            Store { id: StoreId(at as u16), name: name.into(), sink, config }
         });
         let mut config = Config::default();
-        for stage in [&mut config.claim, &mut config.finalize] {
-            stage.linger = self.options.linger.map_or(stage.linger, Duration::from_millis);
-        }
+        self.set_linger(&mut config.claim.linger);
+        self.set_linger(&mut config.finalize.linger);
         let relations: Arc<[_]> = Arc::from([self.relation.clone()]);
         let pipeline = Pipeline {
             config,

@@ -110,10 +110,14 @@ pub(super) async fn whole(
     begin: &'static str,
 ) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
     let pool = pool.clone();
-    match tokio::spawn(async move { pool.begin_with(begin).await }).await {
-        Ok(begun) => begun,
-        Err(_) => Err(sqlx::Error::WorkerCrashed),
-    }
+    carried(async move { pool.begin_with(begin).await }).await
+}
+
+/// Work with a task of its own: it is carried through, whoever still waits for it.
+pub(super) async fn carried<T: Send + 'static>(
+    work: impl Future<Output = Result<T, sqlx::Error>> + Send + 'static,
+) -> Result<T, sqlx::Error> {
+    tokio::spawn(work).await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
 }
 
 impl Session {

@@ -10,6 +10,8 @@ use sqlx::{Executor as _, PgPool, Row as _};
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
+use super::super::statement::carried;
+
 /// How long rows wait for their commit to be seen. It is a disk's or a standby's moment; a commit that is stuck
 /// (its standby is away) must not hold up those behind it, and the sweep finds its row.
 const SEEN_WAIT: Duration = Duration::from_secs(1);
@@ -86,8 +88,7 @@ pub(super) async fn seen(
 async fn current(pool: &PgPool) -> Result<Snapshot, sqlx::Error> {
     let pool = pool.clone();
     let sql = "select pg_current_snapshot()::text";
-    let asked = tokio::spawn(async move { pool.fetch_one(sqlx::raw_sql(sql)).await });
-    let row = asked.await.map_err(|_| sqlx::Error::WorkerCrashed)??;
+    let row = carried(async move { pool.fetch_one(sqlx::raw_sql(sql)).await }).await?;
     let text: String = row.try_get(0)?;
     Snapshot::read(&text).ok_or_else(|| sqlx::Error::Decode(format!("a snapshot: {text}").into()))
 }
