@@ -199,15 +199,15 @@ impl StageConfig {
         }
     }
 
-    /// For a stage that asks a store: 1,000 is the most S3 takes in one request, and two claims fill it; a second is more
-    /// than these take on a busy server, and nobody waits for a single row of a backlog; four in flight hide
-    /// its latency; an attempt of 10 s has met a dead server; and 30 s for all of them leave half of
-    /// a lease of 60 s for what comes after.
+    /// For a stage that asks a store: 1,000 is the most S3 takes in one request, and two claims fill it, or ten where
+    /// most of what they look at was deleted before (a replay); 5 s are more than these take on a busy server, and nobody
+    /// waits for a single row of a backlog; four in flight hide its latency; an attempt of 10 s has met a dead
+    /// server; and 30 s for all of them leave a good third of a lease of 60 s for what comes after.
     pub fn store() -> Self {
         Self {
             items_max: 1_000,
             linger: Duration::from_millis(5),
-            gather: Duration::from_secs(1),
+            gather: Duration::from_secs(5),
             in_flight_max: 4,
             timeout: Duration::from_secs(10),
             deadline: Duration::from_secs(30),
