@@ -159,7 +159,7 @@ pub enum S3ConfigError {
     #[error("bucket `{0}` is not a bucket's name: 3 to 63 of a-z, 0-9, `.`, `-` and `_`")]
     Bucket(String),
     /// Conditions without anything to compare with.
-    #[error("conditional = \"required\" needs probe = \"head\", which reads the ETag")]
+    #[error("conditional = \"required\" needs probe = true, which reads the ETag")]
     Blind,
     /// The region.
     #[error("region `{0}` is not a region's name, such as us-east-1")]
