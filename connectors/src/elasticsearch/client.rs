@@ -9,6 +9,7 @@ use elasticsearch::cert::{Certificate, CertificateValidation};
 use elasticsearch::http::headers::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use elasticsearch::http::transport::{MultiNodeConnectionPool, TransportBuilder};
 use elasticsearch::http::{Method, Url};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tombstream_model::SinkError;
 
@@ -17,6 +18,9 @@ use super::config::{Auth, ConfigError, ElasticsearchConfig};
 
 /// How long an abandoned point in time is kept by the server, at most.
 const KEEP_ALIVE: &str = "1m";
+
+/// Why what is asked can always be written: texts and numbers, into memory.
+const WRITABLE: &str = "JSON is text";
 
 /// What makes one delete conditional.
 #[derive(Clone, Copy, Debug)]
@@ -87,9 +91,8 @@ impl Client {
     pub(super) async fn read(&self, docs: &[&Doc]) -> Result<Vec<Read>, SinkError> {
         let mut reads = Vec::with_capacity(docs.len());
         for part in self.parts(docs, |doc| weight(doc)) {
-            let items: Vec<Value> =
-                part.iter().map(|doc| named(doc, json!({ "_source": false }))).collect();
-            let body = json!({ "docs": items }).to_string();
+            let docs = part.iter().map(|doc| Item { source: Some(false), ..Item::of(doc) });
+            let body = serde_json::to_string(&Docs { docs: docs.collect() }).expect(WRITABLE);
             let body = self.post("_mget", &[], body).await?;
             reads.append(&mut answer::mget(&body, part)?);
         }
@@ -119,12 +122,13 @@ impl Client {
         &self,
         deletes: &[(&Doc, Condition)],
     ) -> Result<Vec<Deleted>, SinkError> {
-        let mut body = String::with_capacity(200 * deletes.len());
+        let mut body = Vec::with_capacity(200 * deletes.len());
         for (doc, condition) in deletes {
-            let delete = named(doc, condition.as_json());
-            body.push_str(&json!({ "delete": delete }).to_string());
-            body.push('\n');
+            let action = Action { delete: condition.on(Item::of(doc)) };
+            serde_json::to_writer(&mut body, &action).expect(WRITABLE);
+            body.push(b'\n');
         }
+        let body = String::from_utf8(body).expect(WRITABLE);
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
         let body = self.call(Method::Post, "_bulk", &[], headers, Some(body)).await?;
@@ -287,13 +291,53 @@ impl Client {
     }
 }
 
+/// What is asked of a document in a request.
+#[derive(Default, Serialize)]
+struct Item<'a> {
+    _index: &'a str,
+    _id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    routing: Option<&'a str>,
+    #[serde(rename = "_source", skip_serializing_if = "Option::is_none")]
+    source: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    if_seq_no: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    if_primary_term: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version_type: Option<&'static str>,
+}
+
+/// The body of `_mget`.
+#[derive(Serialize)]
+struct Docs<'a> {
+    docs: Vec<Item<'a>>,
+}
+
+/// A line of `_bulk`.
+#[derive(Serialize)]
+struct Action<'a> {
+    delete: Item<'a>,
+}
+
+impl<'a> Item<'a> {
+    fn of(doc: &'a Doc) -> Self {
+        let routing = doc.routing.as_deref();
+        Self { _index: &doc.index, _id: &doc.id, routing, ..Self::default() }
+    }
+}
+
 impl Condition {
-    fn as_json(self) -> Value {
+    fn on(self, item: Item<'_>) -> Item<'_> {
         match self {
             Self::Seen(Seen { seq_no, primary_term }) => {
-                json!({ "if_seq_no": seq_no, "if_primary_term": primary_term })
+                Item { if_seq_no: Some(seq_no), if_primary_term: Some(primary_term), ..item }
             }
-            Self::Version(version) => json!({ "version": version, "version_type": "external" }),
+            Self::Version(version) => {
+                Item { version: Some(version), version_type: Some("external"), ..item }
+            }
         }
     }
 }
@@ -302,15 +346,6 @@ impl Condition {
 /// its characters need an escape.
 pub(super) fn weight(doc: &Doc) -> usize {
     200 + 2 * (doc.index.len() + doc.id.len() + doc.routing.as_ref().map_or(0, String::len))
-}
-
-fn named(doc: &Doc, mut item: Value) -> Value {
-    item["_index"] = Value::from(doc.index.as_str());
-    item["_id"] = Value::from(doc.id.as_str());
-    if let Some(routing) = &doc.routing {
-        item["routing"] = Value::from(routing.as_str());
-    }
-    item
 }
 
 fn list(indices: &[Index]) -> String {
@@ -355,6 +390,30 @@ mod tests {
         let long: Vec<Doc> = (0..3).map(|_| doc(&"x".repeat(512))).collect();
         assert_eq!(sizes(&long), [1, 1, 1], "an item above the bound still goes, alone");
         assert_eq!(sizes(&[]), [0; 0]);
+    }
+
+    #[test]
+    fn a_request_names_its_document_and_its_condition_and_nothing_else() {
+        let spelled = |condition: Condition, doc: &Doc| {
+            serde_json::to_value(Action { delete: condition.on(Item::of(doc)) }).unwrap()
+        };
+        let seen = Condition::Seen(Seen { seq_no: 7, primary_term: 2 });
+        assert_eq!(
+            spelled(seen, &doc("a\"\n")),
+            json!({"delete": {"_index": "documents", "_id": "a\"\n", "if_seq_no": 7, "if_primary_term": 2}})
+        );
+        let routed = Doc { routing: Some("r".to_owned()), ..doc("b") };
+        assert_eq!(
+            spelled(Condition::Version(9), &routed),
+            json!({"delete": {
+                "_index": "documents", "_id": "b", "routing": "r", "version": 9, "version_type": "external"
+            }})
+        );
+        let read = Item { source: Some(false), ..Item::of(&routed) };
+        assert_eq!(
+            serde_json::to_value(Docs { docs: vec![read] }).unwrap(),
+            json!({"docs": [{"_index": "documents", "_id": "b", "routing": "r", "_source": false}]})
+        );
     }
 
     #[test]
