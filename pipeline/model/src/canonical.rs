@@ -39,24 +39,36 @@ pub(crate) fn canonical(value: &Value, out: &mut Vec<u8>) -> Result<(), NotCanon
             out.push(b']');
         }
         Value::Object(members) => {
-            let mut members: Vec<_> = members.iter().collect();
             // Sorted already, unless some crate of the build asks serde_json to keep the order.
-            members.sort_unstable_by_key(|(name, _)| name.as_bytes());
-            out.push(b'{');
-            for (n, (name, member)) in members.into_iter().enumerate() {
-                if !name.is_ascii() {
-                    return Err(NotCanonical::Name(name.clone()));
-                }
-                if n > 0 {
-                    out.push(b',');
-                }
-                text(name, out);
-                out.push(b':');
-                canonical(member, out)?;
+            if members.keys().is_sorted() {
+                return object(members.iter(), out);
             }
-            out.push(b'}');
+            let mut members: Vec<_> = members.iter().collect();
+            members.sort_unstable_by_key(|(name, _)| name.as_bytes());
+            return object(members.into_iter(), out);
         }
     }
+    Ok(())
+}
+
+/// An object of these members, in this order.
+fn object<'v>(
+    members: impl Iterator<Item = (&'v String, &'v Value)>,
+    out: &mut Vec<u8>,
+) -> Result<(), NotCanonical> {
+    out.push(b'{');
+    for (n, (name, member)) in members.enumerate() {
+        if !name.is_ascii() {
+            return Err(NotCanonical::Name(name.clone()));
+        }
+        if n > 0 {
+            out.push(b',');
+        }
+        text(name, out);
+        out.push(b':');
+        canonical(member, out)?;
+    }
+    out.push(b'}');
     Ok(())
 }
 

@@ -44,16 +44,17 @@ impl Entry {
     ///
     /// Taken as it is in the ledger, so that what a later version adds to it is hashed by this one, too.
     pub fn receipt(number: i64, receipt: &Value) -> Result<Self, NotCanonical> {
-        Self::new(number, &json!({"entry": number, "receipt": receipt}))
+        // Written around the receipt, which would be copied to be a part of the line's own value.
+        let mut out = Vec::with_capacity(1_024);
+        out.extend_from_slice(format!("{{\"entry\":{number},\"receipt\":").as_bytes());
+        canonical(receipt, &mut out)?;
+        out.push(b'}');
+        Ok(Self { number, text: utf8(out) })
     }
 
     /// The entry that closes a receipt.
     pub fn closed(number: i64, closed: &Closed) -> Result<Self, NotCanonical> {
-        Self::new(number, &json!({"entry": number, "closed": closed}))
-    }
-
-    fn new(number: i64, line: &Value) -> Result<Self, NotCanonical> {
-        let text = spelled(line)?;
+        let text = spelled(&json!({"entry": number, "closed": closed}))?;
         Ok(Self { number, text })
     }
 
@@ -268,5 +269,22 @@ pub(crate) fn without_its_hash(value: &Value, kind: Kind) -> Option<Hash> {
 pub(crate) fn spelled(value: &Value) -> Result<String, NotCanonical> {
     let mut out = Vec::with_capacity(512);
     canonical(value, &mut out)?;
-    Ok(String::from_utf8(out).expect("texts, and ASCII between them"))
+    Ok(utf8(out))
+}
+
+fn utf8(spelled: Vec<u8>) -> String {
+    String::from_utf8(spelled).expect("texts, and ASCII between them")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receipt_stands_in_its_line_as_if_the_whole_line_were_spelled() {
+        let receipt = json!({"b": [1, null, {"z": "\u{e9}\n", "a": true}], "a": "x"});
+        let line = json!({"entry": -7, "receipt": receipt});
+        assert_eq!(Entry::receipt(-7, &receipt).unwrap().text(), spelled(&line).unwrap());
+        assert!(Entry::receipt(1, &json!({"a": 1.5})).is_err());
+    }
 }
