@@ -5,6 +5,9 @@
 //! loop decodes with `serde_json` into borrowed structs, remembers ids in a `HashSet` and sends batches of 1,000:
 //! it keeps no epochs, claims nothing, verifies nothing and commits nothing. The pipeline is charged with its start
 //! and its end, and with all of its threads.
+//!
+//! Two such loops side by side, each with half of the events, say what two processors of this machine are to one:
+//! where they share a core's units and its caches, both count more seconds for the same work.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use clap::Args;
 use serde_json::json;
+use tokio::runtime::Handle;
 use tombstream_dataflow::Config;
 use tombstream_model::{
     Address, DeletionId, Event, Fence, Outcome, Records, Sink as _, StoreId, Target,
@@ -45,18 +49,24 @@ pub(crate) struct Options {
 /// Events of one poll: the default of the source of Kafka.
 const POLL: usize = 1_000;
 const BATCH: usize = 1_000;
+/// By their places: the loop, as many workers, and two loops.
+const SIDES: [&str; 4] = ["the loop", "one worker", "two workers", "two loops"];
+const TWO_LOOPS: usize = 3;
 
 pub(crate) async fn run(options: Options) -> Result<()> {
     let events: Vec<Event> =
         (0..options.events).map(|n| envelope(n, n % options.one_in == 0, false)).collect();
     let deletions = options.events.div_ceil(options.one_in) as u64;
-    // The loop, one worker, two workers.
-    let mut drained: [Vec<Drained>; 3] = Default::default();
+    let mut drained: [Vec<Drained>; SIDES.len()] = Default::default();
     for round in 0..options.rounds {
-        for turn in 0..3 {
-            let side = (turn + round) % 3;
+        for turn in 0..SIDES.len() {
+            let side = (turn + round) % SIDES.len();
             drained[side].push(match side {
-                0 => plain(&events, deletions).await?,
+                0 => loops(&[&events], deletions)?,
+                TWO_LOOPS => {
+                    let (first, second) = events.split_at(events.len() / 2);
+                    loops(&[first, second], deletions)?
+                }
                 workers => {
                     let config = Config { workers, ..Config::default() };
                     let polls = polls(&events).into_iter();
@@ -65,7 +75,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
                 }
             });
         }
-        for (side, name) in ["the loop", "one worker", "two workers"].iter().enumerate() {
+        for (side, name) in SIDES.iter().enumerate() {
             let Drained { wall, processor } = drained[side][round];
             eprintln!("round {round}: {name} {wall:.3} s wall, {processor:.3} s processor");
         }
@@ -79,8 +89,21 @@ fn polls(events: &[Event]) -> Vec<Records> {
     events.chunks(POLL).map(|some| Records::Events(some.to_vec())).collect()
 }
 
-async fn plain(events: &[Event], deletions: u64) -> Result<Drained> {
+/// One loop for each part, all at the same time.
+fn loops(parts: &[&[Event]], deletions: u64) -> Result<Drained> {
+    let runtime = Handle::current();
     let (begun, before) = (Instant::now(), own_processor_seconds());
+    let gone: u64 = std::thread::scope(|scope| {
+        let each: Vec<_> =
+            parts.iter().map(|part| scope.spawn(|| runtime.block_on(plain(part)))).collect();
+        each.into_iter().map(|it| it.join().expect("a loop does not panic")).sum::<Result<u64>>()
+    })?;
+    ensure!(gone == deletions, "the loop sent {gone} of {deletions} deletions");
+    Ok(Drained { wall: begun.elapsed().as_secs_f64(), processor: own_processor_seconds() - before })
+}
+
+async fn plain(events: &[Event]) -> Result<u64> {
+    let begun = Instant::now();
     let bucket: Arc<str> = "null".into();
     let mut seen: HashSet<String> = HashSet::new();
     let mut batch: Vec<Target> = Vec::with_capacity(BATCH);
@@ -102,9 +125,7 @@ async fn plain(events: &[Event], deletions: u64) -> Result<Drained> {
             gone += send(&mut batch).await?;
         }
     }
-    gone += send(&mut batch).await?;
-    ensure!(gone == deletions, "the loop sent {gone} of {deletions} deletions");
-    Ok(Drained { wall: begun.elapsed().as_secs_f64(), processor: own_processor_seconds() - before })
+    Ok(gone + send(&mut batch).await?)
 }
 
 async fn send(batch: &mut Vec<Target>) -> Result<u64> {
@@ -113,7 +134,7 @@ async fn send(batch: &mut Vec<Target>) -> Result<u64> {
     Ok(outcomes.iter().filter(|outcome| outcome.verdict.is_confirmed()).count() as u64)
 }
 
-fn report(options: &Options, [plain, one, two]: &[Vec<Drained>; 3]) {
+fn report(options: &Options, [plain, one, two, both]: &[Vec<Drained>; SIDES.len()]) {
     let events = options.events as f64;
     let rates = |of: &[Drained]| {
         json!({
@@ -125,19 +146,22 @@ fn report(options: &Options, [plain, one, two]: &[Vec<Drained>; 3]) {
     let one_by_loop_cpu = Ratio::of(&processors(plain), &processors(one));
     let two_by_one = Ratio::of(&walls(one), &walls(two));
     let two_by_one_cpu = Ratio::of(&processors(one), &processors(two));
+    let two_loops_by_one = Ratio::of(&walls(plain), &walls(both));
+    let two_loops_by_one_cpu = Ratio::of(&processors(plain), &processors(both));
     if options.json {
         let line = json!({
             "bench": "cost", "events": options.events, "deletions_one_in": options.one_in,
             "rounds": options.rounds, "processors": std::thread::available_parallelism().map_or(0, usize::from),
-            "loop": rates(plain), "one_worker": rates(one), "two_workers": rates(two),
+            "loop": rates(plain), "one_worker": rates(one), "two_workers": rates(two), "two_loops": rates(both),
             "one_by_loop": one_by_loop, "one_by_loop_cpu": one_by_loop_cpu,
             "two_by_one": two_by_one, "two_by_one_cpu": two_by_one_cpu,
+            "two_loops_by_one": two_loops_by_one, "two_loops_by_one_cpu": two_loops_by_one_cpu,
             "peak_memory_bytes": memory("VmHWM:"),
         });
         println!("{line}");
         return;
     }
-    for (name, of) in [("the loop", plain), ("one worker", one), ("two workers", two)] {
+    for (name, of) in SIDES.iter().zip([plain, one, two, both]) {
         println!(
             "{:>10.0} events/s, {:>10.0} a CPU second  {name}",
             events / median(&walls(of)),
@@ -146,4 +170,5 @@ fn report(options: &Options, [plain, one, two]: &[Vec<Drained>; 3]) {
     }
     println!("one worker ÷ the loop: {one_by_loop}; a CPU second {one_by_loop_cpu}");
     println!("two workers ÷ one: {two_by_one}; a CPU second {two_by_one_cpu}");
+    println!("two loops ÷ one: {two_loops_by_one}; a CPU second {two_loops_by_one_cpu}");
 }

@@ -19,7 +19,7 @@ use tombstream_model::{Event, Records};
 use crate::cpu::{Drained, memory, processor_seconds};
 use crate::envelope::envelope;
 use crate::figures::{Ratio, median, processors, walls};
-use crate::installation::{Documents, Installation, Setting, Source, binary};
+use crate::installation::{Documents, Installation, Setting, Source, Way, binary};
 use crate::memory::drive;
 use crate::null::{NullLedger, store};
 use crate::slot::relation;
@@ -59,6 +59,8 @@ enum Part {
 
 /// Different events of rows that live.
 const LIVING: usize = 100_000;
+/// How the deletions are driven.
+const WAYS: [Way; 2] = [Way::Default, Way::TrustUnprobed];
 /// Events of one poll: the default of the source of Kafka.
 const POLL: usize = 1_000;
 
@@ -81,32 +83,41 @@ pub(crate) async fn run(options: Options) -> Result<()> {
 
 async fn deletions(options: &Options) -> Result<Value> {
     let binary = binary(options.binary.as_ref())?;
-    let mut drained = Vec::new();
+    let mut drained: [Vec<Drained>; WAYS.len()] = Default::default();
     for round in 0..options.rounds {
-        let one = delete(options, &binary).await?;
-        eprintln!(
-            "round {round}: {} documents in {:.2} s, {:.2} s processor",
-            options.documents, one.wall, one.processor
-        );
-        drained.push(one);
+        for turn in 0..WAYS.len() {
+            let side = (turn + round) % WAYS.len();
+            let one = delete(options, &binary, WAYS[side]).await?;
+            eprintln!(
+                "round {round}: {}: {} documents in {:.2} s, {:.2} s processor",
+                WAYS[side].name(),
+                options.documents,
+                one.wall,
+                one.processor
+            );
+            drained[side].push(one);
+        }
     }
+    let mut line = json!({ "documents": options.documents });
     let count = options.documents as f64;
-    let scaled: Vec<f64> = processors(&drained).iter().map(|it| it / count * 1e6).collect();
-    let (min, max) =
-        scaled.iter().fold((f64::MAX, 0_f64), |(min, max), it| (min.min(*it), max.max(*it)));
-    Ok(json!({
-        "documents": options.documents,
-        "documents_per_s": (count / median(&walls(&drained))).round(),
-        "cpu_s_per_million": { "median": median(&scaled), "min": min, "max": max },
-    }))
+    for (way, drained) in WAYS.iter().zip(&drained) {
+        let scaled: Vec<f64> = processors(drained).iter().map(|it| it / count * 1e6).collect();
+        let (min, max) =
+            scaled.iter().fold((f64::MAX, 0_f64), |(min, max), it| (min.min(*it), max.max(*it)));
+        line[way.name()] = json!({
+            "documents_per_s": (count / median(&walls(drained))).round(),
+            "cpu_s_per_million": { "median": median(&scaled), "min": min, "max": max },
+        });
+    }
+    Ok(line)
 }
 
-async fn delete(options: &Options, binary: &Path) -> Result<Drained> {
+async fn delete(options: &Options, binary: &Path, way: Way) -> Result<Drained> {
     let documents = Documents::make(options.documents).await?;
     let played = async {
         let (s3, elasticsearch) = (&documents.servers.s3, &documents.servers.elasticsearch);
         let workers = options.workers;
-        let setting = Setting { source: Source::Log, verify: None, workers, s3, elasticsearch };
+        let setting = Setting { source: Source::Log, way, workers, s3, elasticsearch };
         let installation = Installation::make(binary.to_owned(), &documents, &setting).await?;
         let drained = live(&installation, &documents).await?;
         installation.remove()?;

@@ -33,6 +33,8 @@ pub(crate) struct Options {
 
 /// Fills two tables of 2^20 places as far as they go.
 const REMEMBERED: usize = 2 * 917_504;
+/// So many keys fill them, on each of two workers.
+const FILLED: u64 = 8 * REMEMBERED as u64;
 /// Records of a poll.
 const PAGE: u64 = 1_000;
 
@@ -86,14 +88,14 @@ struct Passed {
 pub(crate) async fn run(options: Options) -> Result<()> {
     // The first fills the allocator's pools, and is not counted.
     pass(&options, options.keys / 10, 2).await?;
-    let small = pass(&options, options.keys, 2).await?;
+    let filled = options.keys.min(FILLED);
+    let small = pass(&options, filled, 2).await?;
+    let large = pass(&options, filled, REMEMBERED).await?;
     let usual = pass(&options, options.keys, Config::default().dedupe_keys_max).await?;
-    let large = pass(&options, options.keys, REMEMBERED).await?;
     ensure!(
-        options.keys >= 8 * REMEMBERED as u64 || options.keys < 1_000_000,
-        "with {} keys dedupe's tables are not full: take {}",
+        options.keys >= FILLED || options.keys < 1_000_000,
+        "with {} keys dedupe's tables are not full: take {FILLED}",
         options.keys,
-        8 * REMEMBERED
     );
     let growth = usual.end as f64 / usual.tenth as f64;
     let entry = large.end.saturating_sub(small.end) as f64 / (options.workers * REMEMBERED) as f64;

@@ -130,11 +130,41 @@ pub(crate) enum Source {
     Topic,
 }
 
+/// How sure it is made that a copy was there, and is gone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// As configured by default: each object is looked at before, one in a hundred after, and each document read back.
+    Default,
+    /// The stores' word suffices; objects are looked at before.
+    Trust,
+    /// Objects are not even looked at before: as much is asked of the stores as the other side asks.
+    TrustUnprobed,
+}
+
+impl Way {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Trust => "trust",
+            Self::TrustUnprobed => "trust_unprobed",
+        }
+    }
+
+    /// The settings of the store of S3, and those of Elasticsearch's.
+    fn settings(self) -> (&'static str, &'static str) {
+        let trust = "verify = \"trust\"";
+        match self {
+            Self::Default => ("", ""),
+            Self::Trust => (trust, trust),
+            Self::TrustUnprobed => ("verify = \"trust\"\nprobe = false", trust),
+        }
+    }
+}
+
 /// What differs from run to run; all else is the configuration's default.
 pub(crate) struct Setting<'a> {
     pub(crate) source: Source,
-    /// `verify` of both stores; the defaults if none.
-    pub(crate) verify: Option<&'a str>,
+    pub(crate) way: Way,
     pub(crate) workers: usize,
     /// The stores' addresses: their own, or those of what stands before them.
     pub(crate) s3: &'a str,
@@ -241,7 +271,7 @@ fn configuration(documents: &Documents, setting: &Setting<'_>, port: u16) -> Str
             format!("topics = [\"{}\"]", topic(documents)),
         ),
     };
-    let verify = setting.verify.map_or(String::new(), |verify| format!("verify = \"{verify}\""));
+    let (of_s3, of_elasticsearch) = setting.way.settings();
     format!(
         r#"[database]
 url = {{ env = "DATABASE_URL" }}
@@ -255,12 +285,12 @@ endpoint = "{s3}"
 bucket = "{bucket}"
 access_key_id = {{ env = "AWS_ACCESS_KEY_ID" }}
 secret_access_key = {{ env = "AWS_SECRET_ACCESS_KEY" }}
-{verify}
+{of_s3}
 [store.search]
 kind = "elasticsearch"
 url = "{elasticsearch}"
 index = "{name}"
-{verify}
+{of_elasticsearch}
 [relation.documents]
 table = "public.documents"
 key = [{{ column = "id", type = "uuid" }}]

@@ -3,6 +3,7 @@
 //! `cargo xtask bench` runs most of them, each with its servers; README.md says what each needs by hand.
 
 mod backfill;
+mod bento;
 mod cost;
 mod cpu;
 mod decode;
@@ -16,6 +17,7 @@ mod growth;
 mod installation;
 mod latency;
 mod ledger;
+mod leg;
 mod memory;
 mod mistake;
 mod null;
@@ -32,6 +34,10 @@ mod startup;
 mod waiting;
 
 use clap::{Parser, Subcommand};
+
+/// As in the product.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Parser)]
 #[command(about = "What Tombstream costs, beside what anybody could use instead")]
@@ -74,6 +80,11 @@ enum Command {
     Sinks(sinks::Options),
     /// From flags to rows that are gone, beside the proof of concept; needs all servers but Connect, and a Python
     Poc(poc::Options),
+    /// The Elasticsearch leg, beside Bento; needs Kafka and Elasticsearch, and a Bento built from peers/bento
+    Bento(bento::Options),
+    /// The Elasticsearch leg as a process; `bento` starts it
+    #[command(hide = true)]
+    Leg(leg::Options),
     /// Destructive requests for a backlog, and for the same ten times over; needs all servers but Connect
     Requests(requests::Options),
     /// Processor time of a million deletions, and of an event among one million and ten; needs all servers but Connect
@@ -101,6 +112,8 @@ async fn main() -> anyhow::Result<()> {
         Command::Cost(options) => cost::run(options).await,
         Command::Sinks(options) => sinks::run(options).await,
         Command::Poc(options) => poc::run(options).await,
+        Command::Bento(options) => bento::run(options).await,
+        Command::Leg(options) => leg::run(options).await,
         Command::Requests(options) => requests::run(options).await,
         Command::Deletions(options) => deletions::run(options).await,
     }

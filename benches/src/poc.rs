@@ -21,7 +21,7 @@ use tombstream_e2e::Topic;
 
 use crate::cpu::{Drained, processor_seconds};
 use crate::figures::{Ratio, median};
-use crate::installation::{Documents, Installation, Setting, Source, binary};
+use crate::installation::{Documents, Installation, Setting, Source, Way, binary};
 use crate::server::file_system;
 
 #[derive(Args)]
@@ -61,8 +61,8 @@ pub(crate) struct Options {
 const WORKERS: [&str; 3] = ["s3_worker.py", "elasticsearch_worker.py", "finalizer.py"];
 const READY_MAX: Duration = Duration::from_secs(60);
 
-/// Tombstream's runs: their names, and `verify` of both stores.
-const WAYS: [(&str, Option<&str>); 2] = [("default", None), ("trust", Some("trust"))];
+/// Tombstream's runs.
+const WAYS: [Way; 3] = [Way::Default, Way::Trust, Way::TrustUnprobed];
 
 pub(crate) async fn run(options: Options) -> Result<()> {
     let binary = binary(options.binary.as_ref())?;
@@ -73,9 +73,9 @@ pub(crate) async fn run(options: Options) -> Result<()> {
             let side = (turn + round) % sides.len();
             let drained = match side.checked_sub(1) {
                 None => proof_of_concept(&options).await?,
-                Some(way) => tombstream(&options, &binary, WAYS[way].1).await?,
+                Some(way) => tombstream(&options, &binary, WAYS[way]).await?,
             };
-            let name = side.checked_sub(1).map_or("proof of concept", |way| WAYS[way].0);
+            let name = side.checked_sub(1).map_or("proof of concept", |way| WAYS[way].name());
             let documents = options.documents_of(side);
             eprintln!(
                 "round {round}: {name}: {documents} documents in {:.2} s, {:.2} s processor",
@@ -108,12 +108,12 @@ async fn has_what_it_imports(python: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn tombstream(options: &Options, binary: &Path, verify: Option<&str>) -> Result<Drained> {
+async fn tombstream(options: &Options, binary: &Path, way: Way) -> Result<Drained> {
     let documents = Documents::make(options.documents).await?;
     let played = async {
         let (s3, elasticsearch) = (&documents.servers.s3, &documents.servers.elasticsearch);
         let workers = options.workers;
-        let setting = Setting { source: Source::Log, verify, workers, s3, elasticsearch };
+        let setting = Setting { source: Source::Log, way, workers, s3, elasticsearch };
         let installation = Installation::make(binary.to_owned(), &documents, &setting).await?;
         documents.flag().await?;
         let drained = installation.drain(&documents).await?;
@@ -239,10 +239,11 @@ fn report(options: &Options, sides: &[Vec<Drained>; WAYS.len() + 1]) {
         "workers": options.workers, "poc": figures(0),
         "s3_data_on": options.s3_data.as_deref().and_then(file_system),
     });
-    for (way, (name, _)) in WAYS.iter().enumerate() {
-        line[*name] = figures(way + 1);
-        line[*name]["ratio"] = json!(Ratio::of(&wall(0), &wall(way + 1)));
-        line[*name]["ratio_cpu"] = json!(Ratio::of(&processor(0), &processor(way + 1)));
+    for (side, way) in (1..).zip(WAYS) {
+        let name = way.name();
+        line[name] = figures(side);
+        line[name]["ratio"] = json!(Ratio::of(&wall(0), &wall(side)));
+        line[name]["ratio_cpu"] = json!(Ratio::of(&processor(0), &processor(side)));
     }
     if options.json {
         println!("{line}");

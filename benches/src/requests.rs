@@ -16,7 +16,7 @@ use tombstream_e2e::{Record, Topic};
 
 use crate::envelope::flag_event;
 use crate::figures::median;
-use crate::installation::{Documents, Installation, Setting, Source, binary, topic};
+use crate::installation::{Documents, Installation, Setting, Source, Way, binary, topic};
 use crate::proxy::{Counts, Proxy};
 
 #[derive(Args)]
@@ -141,7 +141,7 @@ async fn drain(
     let elasticsearch = Proxy::before(&documents.servers.elasticsearch, of_elasticsearch).await?;
     let setting = Setting {
         source: Source::Topic,
-        verify: None,
+        way: Way::Default,
         workers: options.workers,
         s3: s3.url(),
         elasticsearch: elasticsearch.url(),

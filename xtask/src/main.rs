@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod e2e;
+mod go;
 mod guards;
 mod services;
 mod shell;

@@ -11,7 +11,7 @@
 //! - `default`: as it is configured by default. S3: a HEAD of each key before its delete, one in a hundred looked up
 //!   afterwards. Elasticsearch: each document read before its delete, and again afterwards.
 //! - `trust`: nothing is looked up afterwards. The looks before remain.
-//! - `trust_unprobed` (S3 alone): nor before; `probe = "none"`.
+//! - `trust_unprobed` (S3 alone): nor before; `probe = false`.
 //!
 //! The pace that S3 asks for (3,500 keys a second of a bucket) is lifted, or it would be all that is measured.
 

@@ -35,6 +35,8 @@ pub(super) struct Bench {
     pub(super) in_memory: bool,
     /// The packages of its Python side, as pip's file of them, from the root.
     pub(super) python: Option<String>,
+    /// The other side's program, as the folder of its Go module, from the root.
+    pub(super) go: Option<String>,
     /// Ledger, `verify`, disk: what a figure means nothing without.
     pub(super) note: String,
     #[serde(rename = "figure")]
@@ -163,6 +165,8 @@ mod tests {
         for bench in &list.benches {
             assert!(bench.args.len().is_multiple_of(2), "{}: an option has a value", bench.name);
             assert!(bench.quick.len().is_multiple_of(2), "{}: an option has a value", bench.name);
+            let module = bench.go.as_ref().map(|go| shell::root().join(go).join("go.mod"));
+            assert!(module.is_none_or(|it| it.is_file()), "{}: no module there", bench.name);
         }
     }
 
@@ -200,6 +204,7 @@ mod tests {
             servers: vec![Service::Kafka],
             in_memory: false,
             python: None,
+            go: None,
             note: String::new(),
             figures: Vec::new(),
         };

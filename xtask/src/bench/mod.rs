@@ -11,7 +11,7 @@ mod python;
 mod report;
 
 use crate::services::{Service, Session, State};
-use crate::shell;
+use crate::{go, shell};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use durable::Durable;
@@ -146,6 +146,8 @@ fn build() -> Result<PathBuf> {
 }
 
 fn measure(options: &Options, bench: &Bench, programs: &Path) -> Result<Outcome> {
+    // Before the machine has to be quiet: building it takes minutes.
+    let peer = bench.go.as_deref().map(go::of_module).transpose()?;
     let session = session(options, bench)?;
     let state = match bench.servers.is_empty() {
         true => State::default(),
@@ -173,6 +175,9 @@ fn measure(options: &Options, bench: &Bench, programs: &Path) -> Result<Outcome>
     }
     if let Some(requirements) = &bench.python {
         program.env("TOMBSTREAM_BENCH_PYTHON", python::with(requirements)?);
+    }
+    if let Some(peer) = peer {
+        program.env("TOMBSTREAM_BENCH_PEER", peer);
     }
     let line = line(&mut program)?;
     let (_, stolen) = Ticks::now()?.since(before);

@@ -1,8 +1,8 @@
 //! `compose.yaml` is valid: by `docker compose config`, or by the library that compose reads it with.
 
 use super::run_shown;
-use crate::shell;
-use anyhow::{Context, Result};
+use crate::{go, shell};
+use anyhow::Result;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -27,19 +27,7 @@ pub(super) fn run() -> Result<Option<String>> {
 }
 
 fn install() -> Result<PathBuf> {
-    let folder = shell::cache()?.join(format!("compose-go-{VERSION}"));
-    let program = folder.join("cmd");
-    shell::locked("compose-go", || {
-        if program.is_file() {
-            return Ok(());
-        }
-        let aside = folder.with_extension("new");
-        std::fs::create_dir_all(&aside)
-            .with_context(|| format!("can't make {}", aside.display()))?;
-        let mut command = Command::new("go");
-        command.args(["install", &format!("{MODULE}@{VERSION}")]).env("GOBIN", &aside);
-        shell::run_logged(&mut command, &aside.join("build.log"))?;
-        std::fs::rename(&aside, &folder).context("can't move compose-go into place")
-    })?;
-    Ok(program)
+    go::program("compose-go", VERSION, "cmd", |go, folder| {
+        go.args(["install", &format!("{MODULE}@{VERSION}")]).env("GOBIN", folder);
+    })
 }

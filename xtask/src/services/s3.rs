@@ -2,11 +2,10 @@
 
 use super::process::{self, Launch};
 use super::state::Server;
-use crate::shell;
-use anyhow::{Context, Result, bail};
+use crate::go;
+use anyhow::{Context, Result};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 pub(super) const ACCESS_KEY: &str = "testaccess";
 pub(super) const SECRET_KEY: &str = "testsecretkey";
@@ -48,30 +47,8 @@ pub(super) fn start(home: &Path, port: u16) -> Result<Server> {
 }
 
 fn install() -> Result<PathBuf> {
-    let folder = shell::cache()?.join(format!("versitygw-{VERSION}"));
-    let program = folder.join("versitygw");
-    if program.is_file() {
-        return Ok(program);
-    }
-    shell::locked("versitygw", || {
-        if program.is_file() {
-            return Ok(program.clone());
-        }
-        if !shell::has("go") {
-            bail!(
-                "go is not on the path: it builds the S3 server (Debian: apt-get install golang)"
-            );
-        }
-        eprintln!("services: building versitygw {VERSION}, some minutes the first time");
-        let aside = folder.with_extension("new");
-        std::fs::create_dir_all(&aside)
-            .with_context(|| format!("can't make {}", aside.display()))?;
-        let mut command = Command::new("go");
-        command
-            .args(["install", "-ldflags", "-s -w", &format!("{MODULE}@{VERSION}")])
-            .env("GOBIN", &aside);
-        shell::run_logged(&mut command, &aside.join("build.log"))?;
-        std::fs::rename(&aside, &folder).context("can't move the server into place")?;
-        Ok(program.clone())
+    go::program("versitygw", VERSION, "versitygw", |go, folder| {
+        go.args(["install", "-ldflags", "-s -w", &format!("{MODULE}@{VERSION}")]);
+        go.env("GOBIN", folder);
     })
 }
