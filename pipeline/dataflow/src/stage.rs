@@ -2,7 +2,7 @@
 //!
 //! What is asked, of whom and how often is the business of the stage's [`Call`].
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::cmp::min;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -14,6 +14,7 @@ use timely::container::CapacityContainerBuilder;
 use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::{Capability, Operator};
+use timely::scheduling::Activator;
 
 use crate::bridge::{Answer, Bridge, Call, Epoch, Items, Runtime};
 use crate::metric;
@@ -46,9 +47,34 @@ pub(crate) struct Stage<I, O> {
 }
 
 /// How many items are on their way to the stages that follow, on one worker: what waits in the stage before them and
-/// what is in its requests. Some of them may never arrive.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Coming(Rc<Cell<usize>>);
+/// what is in its requests. Some of them may never arrive: who waits for them is told when they are fewer.
+#[derive(Clone, Default)]
+pub(crate) struct Coming(Rc<OnTheirWay>);
+
+#[derive(Default)]
+struct OnTheirWay {
+    count: Cell<usize>,
+    /// The stages that wait.
+    waiting: RefCell<Vec<Activator>>,
+}
+
+impl Coming {
+    fn count(&self) -> usize {
+        self.0.count.get()
+    }
+
+    fn wakes(&self, stage: Activator) {
+        self.0.waiting.borrow_mut().push(stage);
+    }
+
+    /// Nothing else may wake who waits: what was on its way and came to nothing brings no data. Its alarm would be the
+    /// end of the longest wait.
+    fn are(&self, count: usize) {
+        if count < self.0.count.replace(count) {
+            self.0.waiting.borrow().iter().for_each(Activator::activate);
+        }
+    }
+}
 
 /// A request that is out.
 struct Sent<I> {
@@ -78,6 +104,9 @@ where
             &name.clone(),
             |_, info| {
                 let activator = worker.activator_for(Rc::clone(&info.address));
+                if let Some(awaits) = &awaits {
+                    awaits.wakes(worker.activator_for(Rc::clone(&info.address)));
+                }
                 let bridge =
                     Bridge::new(runtime, call, worker.sync_activator_for(info.address.to_vec()));
                 let mut pending = Pending::new(&config);
@@ -136,7 +165,7 @@ where
                         let sent = in_flight.get(&ticket).expect("held until its answer is in");
                         bridge.send(ticket, Arc::clone(&sent.items));
                     }
-                    let coming = awaits.as_ref().map_or(0, |coming| coming.0.get());
+                    let coming = awaits.as_ref().map_or(0, Coming::count);
                     while let Some((held, items)) = pending.next_batch(now, slots, coming) {
                         let items: Arc<[I]> = items.into();
                         next_ticket += 1;
@@ -146,7 +175,7 @@ where
                     }
                     if let Some(tells) = &tells {
                         let out: usize = in_flight.values().map(|sent| sent.items.len()).sum();
-                        tells.0.set(pending.items.len() + out);
+                        tells.are(pending.items.len() + out);
                     }
 
                     // An answer wakes this operator by itself; only time needs an alarm, and one is

@@ -365,3 +365,25 @@ async fn a_backlog_goes_in_full_requests() {
     assert!(asked.len() <= 11, "a thousand in requests of at most a hundred: {asked:?}");
     running.stop(Duration::from_secs(10)).await.unwrap();
 }
+
+/// What is claimed does not wait for claims that are over: those of rows that were deleted before, or that another
+/// process has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_claims_goes_when_they_come_to_nothing() {
+    let mut rig = Rig::new(1, 1);
+    rig.config.workers = 1;
+    rig.config.claim.items_max = 5;
+    rig.config.claim.in_flight_max = 1;
+    rig.config.epoch_items_max = 1_000;
+    rig.store.stage.items_max = 100;
+    rig.store.stage.gather = Duration::from_secs(600);
+    rig.ledger.set_delay(Duration::from_millis(10));
+    // Five rows; of the other keys there is none.
+    rig.flag(0..5);
+    rig.sources[0].candidates((0..200).map(|at| event(at, at as u64)));
+    let running = rig.start();
+    rig.committed().await;
+    assert_eq!(rig.ledger.count(State::Finalized), 5);
+    assert_eq!(rig.sinks[0].requests().len(), 1);
+    running.stop(Duration::from_secs(10)).await.unwrap();
+}
