@@ -102,11 +102,9 @@ async fn deletions(options: &Options) -> Result<Value> {
     let count = options.documents as f64;
     for (way, drained) in WAYS.iter().zip(&drained) {
         let scaled: Vec<f64> = processors(drained).iter().map(|it| it / count * 1e6).collect();
-        let (min, max) =
-            scaled.iter().fold((f64::MAX, 0_f64), |(min, max), it| (min.min(*it), max.max(*it)));
         line[way.name()] = json!({
             "documents_per_s": (count / median(&walls(drained))).round(),
-            "cpu_s_per_million": { "median": median(&scaled), "min": min, "max": max },
+            "cpu_s_per_million": Ratio::spread(&scaled),
         });
     }
     Ok(line)

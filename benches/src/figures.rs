@@ -26,9 +26,14 @@ pub(crate) struct Ratio {
 impl Ratio {
     pub(crate) fn of(one: &[f64], other: &[f64]) -> Self {
         let ratios: Vec<f64> = one.iter().zip(other).map(|(one, other)| one / other).collect();
+        Self::spread(&ratios)
+    }
+
+    /// Of a figure that each round has by itself. None is below zero.
+    pub(crate) fn spread(all: &[f64]) -> Self {
         let (min, max) =
-            ratios.iter().fold((f64::MAX, 0_f64), |(min, max), it| (min.min(*it), max.max(*it)));
-        Self { median: median(&ratios), min, max }
+            all.iter().fold((f64::MAX, 0_f64), |(min, max), it| (min.min(*it), max.max(*it)));
+        Self { median: median(all), min, max }
     }
 }
 

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tombstream_e2e::{Record, Topic};
 
 use crate::envelope::flag_event;
-use crate::figures::median;
+use crate::figures::Ratio;
 use crate::installation::{Documents, Installation, Setting, Source, Way, binary, topic};
 use crate::proxy::{Counts, Proxy};
 
@@ -100,9 +100,7 @@ fn per_thousand(options: &Options, asked: &[Asked]) -> Value {
             .map(|asked| store(asked).get(kind).copied().unwrap_or_default() as f64)
             .map(|count| count * 1_000.0 / options.keys as f64)
             .collect();
-        let (min, max) =
-            each.iter().fold((f64::MAX, 0_f64), |(min, max), it| (min.min(*it), max.max(*it)));
-        json!({ "median": median(&each), "min": min, "max": max })
+        json!(Ratio::spread(&each))
     };
     let store = |store: fn(&Asked) -> &Counts| json!({ DESTROYS: of(store, DESTROYS), LOOKS: of(store, LOOKS) });
     json!({ "s3": store(|asked| &asked.s3), "elasticsearch": store(|asked| &asked.elasticsearch) })
